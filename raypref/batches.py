@@ -1,0 +1,120 @@
+"""Training batches straight from Parquet pair shards; which pairs make a batch depends on (seed, step) alone.
+
+An epoch is a permutation of row groups, cut into windows whose rows are permuted together: random enough, and a worker
+reads each row group once an epoch. Nothing is kept that would have to be saved for a resume.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raypref.artifacts import Store, read_manifest
+from raypref.noising import gaussian, timesteps
+from raypref.seeds import seed_of
+
+COLUMNS = ["pair_id", "prompt", "winner_latent", "loser_latent", "latent_shape", "label"]
+WINDOW = 16  # row groups that are shuffled together
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B pairs: latents float32 [B, C, H, W]; shared noise [B, C, H, W] and timesteps int64 [B]; labels float32 [B]."""
+
+    pair_ids: list[str]
+    prompts: list[str]
+    winner: Tensor
+    loser: Tensor
+    noise: Tensor
+    t: Tensor
+    label: Tensor
+
+
+class Pairs:
+    """The pairs of a complete artifact in a shuffled, endless, seekable order."""
+
+    def __init__(self, store: Store, path: str, seed: int, columns: list[str] = COLUMNS):
+        manifest = read_manifest(store, path)
+        if manifest is None or not manifest["rows"]:
+            reasons = manifest["statistics"].get("dropped", {}) if manifest else "no manifest"
+            raise ValueError(
+                f"{store.uri}/{path}: no pairs to train on ({reasons}); loosen pairs.min_gap or raise count"
+            )
+        self.store, self.path, self.seed, self.columns = store, path, seed, columns
+        self.rows = manifest["rows"]
+        self.groups = [
+            (file["file"], group, min(64, file["rows"] - 64 * group))
+            for file in manifest["files"]
+            for group in range(-(-file["rows"] // 64))
+        ]
+        self._window = lru_cache(maxsize=2)(self._read_window)
+        self._epoch = lru_cache(maxsize=2)(self._order)
+
+    def at(self, position: int) -> dict:
+        """The pair at a position of the endless order (epoch after epoch)."""
+        epoch, offset = divmod(position, self.rows)
+        for number, (start, size, groups) in enumerate(self._epoch(epoch)):
+            if offset < start + size:
+                return self._window(epoch, number, groups)[offset - start]
+        raise AssertionError("position beyond the epoch")
+
+    def _order(self, epoch: int) -> list[tuple[int, int, tuple]]:
+        """(first position, rows, row groups) of each window of an epoch."""
+        groups = random.Random(seed_of(self.seed, "groups", epoch)).sample(self.groups, len(self.groups))
+        windows, start = [], 0
+        for i in range(0, len(groups), WINDOW):
+            part = tuple(groups[i : i + WINDOW])
+            size = sum(rows for _, _, rows in part)
+            windows.append((start, size, part))
+            start += size
+        return windows
+
+    def _read_window(self, epoch: int, number: int, groups: tuple) -> list[dict]:
+        rows: list[dict] = []
+        for name, group, _ in groups:
+            rows += self.store.open_parquet(f"{self.path}/{name}").read_row_group(group, self.columns).to_pylist()
+        random.Random(seed_of(self.seed, "rows", epoch, number)).shuffle(rows)
+        return rows
+
+
+def latent(data: bytes, shape: list[int]) -> Tensor:
+    """A stored float16 latent as float32 [C, H, W]."""
+    return torch.from_numpy(np.frombuffer(data, np.float16).reshape(shape).astype(np.float32))
+
+
+def make_batch(rows: list[dict], seeds: list[int], total_timesteps: int, flip: bool = False) -> Batch:
+    """Rows of pairs as tensors; each pair's noise, timestep and flip come from its own seed."""
+    winner = torch.stack([latent(row["winner_latent"], row["latent_shape"]) for row in rows])
+    loser = torch.stack([latent(row["loser_latent"], row["latent_shape"]) for row in rows])
+    if flip:
+        # of latents: the VAE is nearly equivariant; winner and loser together, or the flip would tell them apart
+        mirrored = torch.tensor([seed_of(s, "flip") % 2 == 1 for s in seeds]).view(-1, 1, 1, 1)
+        winner, loser = (torch.where(mirrored, z.flip(3), z) for z in (winner, loser))
+    return Batch(
+        [row["pair_id"] for row in rows],
+        [row["prompt"] for row in rows],
+        winner,
+        loser,
+        gaussian(tuple(winner.shape[1:]), [seed_of(s, "noise") for s in seeds]),
+        timesteps([seed_of(s, "t") for s in seeds], total_timesteps),
+        torch.tensor([row["label"] for row in rows], dtype=torch.float32),
+    )
+
+
+def micro_batches(
+    pairs: Pairs, step: int, batch_size: int, rank: int, world: int, micro: int, total_timesteps: int, flip: bool
+):
+    """This worker's part of the global batch of a step, in forward-pass-sized pieces. A pair's place in the global batch
+    decides its noise, so the step is the same for any number of workers and any micro-batch."""
+    share = batch_size // world
+    first = step * batch_size + rank * share
+    for start in range(first, first + share, micro):
+        positions = range(start, start + micro)
+        yield make_batch(
+            [pairs.at(p) for p in positions], [seed_of(pairs.seed, "pair", p) for p in positions], total_timesteps, flip
+        )

@@ -1,0 +1,93 @@
+"""Options that every job shares, and how a job ends when something is wrong: one message, not a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+import yaml
+
+from raypref.config import RunConfig
+from raypref.recipes import RECIPES, configure
+
+
+def parser(description: str, default_recipe: str) -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options.add_argument("--recipe", default=default_recipe, help="name of a recipe; see --list-recipes")
+    options.add_argument(
+        "--config", action="append", default=[], metavar="FILE", help="YAML laid over the recipe; repeatable"
+    )
+    options.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        dest="assignments",
+        help="one field, such as stages.easy.objective.beta=2500; repeatable",
+    )
+    options.add_argument("--run-dir", help="local folder or URI (s3://, gs://) for everything the run makes")
+    options.add_argument(
+        "--pools", help="folder or URI of pools and scores shared by several runs; default: the run's own"
+    )
+    options.add_argument(
+        "--dry-run", action="store_true", help="print every task, what exists, how much is to do; run nothing"
+    )
+    options.add_argument("--list-recipes", action="store_true", help="print the recipes, one a line")
+    return options
+
+
+def list_recipes() -> None:
+    for name, recipe in RECIPES.items():
+        print(f"{name:<22} {recipe.__doc__.strip().splitlines()[0]}")
+
+
+def load_config(arguments: argparse.Namespace) -> RunConfig:
+    """Recipe, overlays and assignments as one validated configuration. Raises ValueError."""
+    overlays = []
+    for name in arguments.config:
+        try:
+            with open(name) as stream:
+                overlay = yaml.safe_load(stream)
+        except OSError as error:
+            raise ValueError(f"--config {name}: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            raise ValueError(f"--config {name}: not valid YAML: {error}") from None
+        if not isinstance(overlay, dict):
+            raise ValueError(f"--config {name}: expected a mapping of fields, such as 'seed: 1'")
+        overlays.append(overlay)
+    return configure(arguments.recipe, overlays, arguments.assignments)
+
+
+def location(uri: str) -> str:
+    """A URI as it is, a local path made absolute, since workers have other working directories."""
+    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """Run a job; the exit status. What a user can mend is one message; RAYPREF_DEBUG=1 shows the traceback."""
+    try:
+        work()
+        return 0
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if os.environ.get("RAYPREF_DEBUG"):
+            traceback.print_exc()
+        print(f"\nerror: {root(error)}", file=sys.stderr)
+        return 1
+
+
+def root(error: BaseException) -> str:
+    """The message of what went wrong first, below the wrappers that Ray puts around it."""
+    seen = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        failures = getattr(error, "worker_failures", None)
+        error = next(iter(failures.values())) if failures else getattr(error, "cause", None) or error.__cause__ or error
+    name = type(error).__name__
+    text = str(error) or name
+    return text if isinstance(error, ValueError | RuntimeError | FloatingPointError) else f"{name}: {text}"

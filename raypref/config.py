@@ -1,0 +1,412 @@
+"""What a run is, as validated data: a model, its data, scorers and a curriculum of stages.
+
+A recipe (recipes.py) gives a whole `RunConfig`; a YAML overlay and `--set path=value` change fields of it. Stages are
+a mapping of name to `Stage`, in order, so `stages.easy.objective.beta=2500` is a path like any other.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from raypref.sources import ImageSource, PromptSource
+
+
+class Strict(BaseModel):
+    """Base of every part of the configuration: unknown keys are errors, values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Model(Strict):
+    base: str = Field(description="Diffusers pipeline: hub id, local folder, or mini:pipeline")
+    revision: str | None = Field(None, description="hub revision")
+    variant: str | None = Field(None, description="weight variant on the hub, such as fp16")
+    resolution: int = Field(512, ge=16, description="side of the (square) training images, pixels")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of weights when sampling, scoring")
+
+
+class Data(Strict):
+    """Where prompts and real images come from; `eval_*` are never trained on."""
+
+    prompts: PromptSource | None = Field(None, description="prompts of generated pools; none: captions of `real`")
+    real: ImageSource | None = Field(None, description="real images with captions")
+    eval_prompts: PromptSource | None = Field(None, description="none: a held-out share of the prompts")
+    eval_real: ImageSource | None = Field(None, description="none: a held-out share of `real`")
+    holdout: float = Field(0.05, gt=0, lt=1, description="share held out where no eval source is given")
+    eval_limit: int = Field(1000, ge=2, description="most prompts and real images to evaluate on")
+    shard_size: int = Field(64, ge=1, description="prompts a shard: the unit of work, of resuming and of a file")
+    max_rejected: float = Field(0.05, ge=0, le=1, description="share of bad rows above which a job stops")
+    max_pixels: int = Field(64_000_000, ge=256, description="larger images are set aside")
+    min_side: int = Field(16, ge=1, description="smaller images are set aside, pixels")
+    image_format: Literal["webp", "png", "jpeg"] = Field("webp", description="of generated images")
+    image_quality: int = Field(95, ge=1, le=100, description="for webp and jpeg")
+
+
+class Sampling(Strict):
+    """DPM-Solver++ (2M), deterministic given the initial noise."""
+
+    steps: int = Field(25, ge=1, description="solver steps")
+    guidance: float = Field(7.5, ge=1, description="classifier-free guidance scale")
+    batch_size: int = Field(16, ge=1, description="images a forward pass")
+
+
+class Scorer(Strict):
+    kind: str = Field(description="a name of raypref.scorers.TABLE, or package.module:Class")
+    args: dict[str, Any] = Field(default_factory=dict, description="arguments of that class")
+    batch_size: int = Field(64, ge=1, description="images a forward pass")
+
+
+class Generated(Strict):
+    """Images that a model draws from prompts."""
+
+    kind: Literal["generated"] = "generated"
+    model: str = Field("start", description="base, a stage's name, or start: the model that this stage starts from")
+    prompts: Literal["prompts", "real"] = Field("prompts", description="data.prompts, or the captions of data.real")
+    count: int = Field(8, ge=1, description="pool size N, images a prompt")
+
+
+class Reconstructed(Strict):
+    """SDRecon: real images noised to an intermediate timestep and denoised back (HG-DPO, intermediate domains)."""
+
+    kind: Literal["reconstructed"] = "reconstructed"
+    model: str = Field("start", description="base, a stage's name, or start")
+    strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (0.4,), min_length=1, description="shares of the schedule to noise to; small is close to the real image"
+    )
+
+
+class Real(Strict):
+    """The real images themselves."""
+
+    kind: Literal["real"] = "real"
+
+
+Domain = Annotated[Generated | Reconstructed | Real, Field(discriminator="kind")]
+
+
+class PairRule(Strict):
+    """How one winner and one loser (or several) are picked from the candidates of one prompt."""
+
+    winner: Literal["best", "random", "top"] = Field("best", description="best score, seeded choice, or the top k")
+    loser: Literal["worst", "random", "bottom"] = Field("worst", description="worst, seeded choice, or bottom k")
+    k: int = Field(1, ge=1, description="for top and bottom: pairs a prompt (i-th best against i-th worst)")
+    first: int | None = Field(None, ge=1, description="use only the first n images of each generated pool")
+    scorer: str | None = Field(None, description="name of an entry of `scorers`; none needed when both are random")
+    min_gap: float = Field(0.0, description="least score gap; ties are always dropped within one domain")
+
+
+class Statistics(Strict):
+    """Statistics matching against colour shift (HG-DPO, L_stat)."""
+
+    weight: float = Field(1.0, ge=0, description="of L_stat beside the preference loss")
+    match: Literal["mean", "mean_std", "covariance"] = Field("mean", description="which channel statistics")
+    max_gain: float = Field(4.0, gt=0, description="limit of sigma_t/alpha_t in the one-step estimate (epsilon models)")
+
+
+class DPO(Strict):
+    kind: Literal["dpo"] = "dpo"
+    beta: float = Field(2500.0, gt=0, description="for errors reduced by the mean over C, H, W; k = beta / 2")
+    statistics: Statistics | None = None
+
+
+class SFT(Strict):
+    """Supervised fine-tuning on the winners; the losers are not used."""
+
+    kind: Literal["sft"] = "sft"
+
+
+Objective = Annotated[DPO | SFT, Field(discriminator="kind")]
+
+
+class Lora(Strict):
+    rank: int = Field(8, ge=1)
+    alpha: float | None = Field(None, gt=0, description="none: equal to the rank (scale 1)")
+    targets: tuple[str, ...] = Field(
+        ("to_q", "to_k", "to_v", "to_out.0"), description="suffixes of the module names that get an adapter"
+    )
+
+
+class Optim(Strict):
+    """AdamW; every count is in optimizer steps, whatever the number of workers."""
+
+    lr: float = Field(1e-5, gt=0)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of an average of the adapter, exported instead")
+
+
+class Stage(Strict):
+    """One row of the curriculum: which images win and lose, and what is trained on them for how long."""
+
+    winner: Domain
+    loser: Domain
+    pairs: PairRule = PairRule()
+    objective: Objective = DPO()
+    module: Literal["unet", "text_encoder"] = "unet"
+    lora: Lora = Lora()
+    optim: Optim = Optim()
+    steps: int = Field(ge=1, description="optimizer steps")
+    batch_size: int = Field(ge=1, description="pairs an optimizer step, over all workers")
+    flip: bool = Field(False, description="horizontal flips, winner and loser together")
+    start: str = Field("previous", description="previous, base, or an earlier stage: start and reference model")
+
+
+class Evaluation(Strict):
+    preference: str = Field("preference", description="scorer whose mean and win rate are reported")
+    features: str | None = Field(None, description="feature model (an entry of scorers) for the Frechet distance")
+    scorers: tuple[str, ...] = Field((), description="further entries of `scorers` whose means are reported")
+    grid: int = Field(12, ge=1, description="prompts in the report's image grid")
+
+
+class Training(Strict):
+    """How training runs; nothing here but `precision` and `zero_stage` touches the numbers beyond rounding."""
+
+    workers: int = Field(1, ge=1, description="data-parallel workers")
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    precision: Literal["float32", "bfloat16"] = "float32"
+    micro_batch: int = Field(1, ge=1, description="pairs a forward pass and worker; the rest is accumulated")
+    gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
+    checkpoint_every: int = Field(500, ge=1, description="steps")
+    keep_checkpoints: int = Field(2, ge=1)
+    log_every: int = Field(10, ge=1, description="steps")
+    validate_every: int = Field(500, ge=1, description="steps; preference accuracy on held-out pairs")
+    validate_pairs: int = Field(256, ge=1, description="most held-out pairs")
+    sample_every: int | None = Field(None, ge=1, description="steps; a grid of sample images; none: at the end only")
+    max_failures: int = Field(3, ge=0, description="restarts of a stage before the job gives up")
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+
+
+class Resource(Strict):
+    """Of one kind of task. `actors`: a number, or none for as many as the cluster has room for."""
+
+    cpus: float = Field(1, gt=0, description="CPUs an actor or worker")
+    gpus: float | None = Field(None, ge=0, description="GPUs an actor or worker; none: decided by what there is")
+    actors: int | None = Field(None, ge=1)
+
+
+class Resources(Strict):
+    generate: Resource = Resource()
+    score: Resource = Resource()
+    train: Resource = Resource()
+    wait_s: float = Field(600, gt=0, description="how long to wait for resources that the cluster lacks, seconds")
+
+
+class RunConfig(Strict):
+    """A whole run. `config.json` in a run directory is this, and replays the run exactly."""
+
+    recipe: str = Field(description="name of the recipe this was made from")
+    seed: int = Field(0, ge=0)
+    model: Model
+    data: Data
+    sampling: Sampling = Sampling()
+    scorers: dict[str, Scorer]
+    stages: dict[str, Stage] = Field(min_length=1)
+    evaluation: Evaluation = Evaluation()
+    training: Training = Training()
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        problems = list(_problems(self))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _problems(config: RunConfig):
+    """Everything that the fields' types cannot say, each as one sentence."""
+    if config.data.real is None and config.data.prompts is None:
+        yield "data: neither data.prompts nor data.real is given; give one (data.prompts.kind=prompts, .path=FILE)"
+    for role in ("preference", "features"):
+        name = getattr(config.evaluation, role)
+        if name is not None and name not in config.scorers:
+            yield f"evaluation.{role}: {name!r} is not in scorers ({_names(config.scorers)}); {_closest(name, config.scorers)}"
+    for name in config.evaluation.scorers:
+        if name not in config.scorers:
+            yield f"evaluation.scorers: {name!r} is not in scorers ({_names(config.scorers)})"
+    known = ["base"]
+    for name, stage in config.stages.items():
+        where = f"stages.{name}"
+        if name in ("base", "start", "previous", "real") or not name.replace("_", "").replace("-", "").isalnum():
+            yield f"{where}: a stage's name is letters, digits, _ and -, and none of base, start, previous, real"
+        if stage.start not in ("previous", *known):
+            yield f"{where}.start: {stage.start!r} is not base, previous or an earlier stage ({', '.join(known)})"
+        yield from _domain_problems(config, where, stage, known)
+        yield from _batch_problems(config, where, stage)
+        if stage.optim.warmup >= stage.steps:
+            yield f"{where}.optim.warmup: {stage.optim.warmup} steps of warm-up leave none of {stage.steps} to train"
+        start = known[-1] if stage.start == "previous" else stage.start
+        same = [config.stages[n] for n in lineage(config, start) if config.stages[n].module == stage.module]
+        if same and same[-1].lora != stage.lora:
+            yield f"{where}.lora: differs from that of an earlier stage of the same {stage.module}, whose adapter it continues"
+        known.append(name)
+
+
+def _domain_problems(config: RunConfig, where: str, stage: Stage, known: list[str]):
+    rule = stage.pairs
+    for role in ("winner", "loser"):
+        domain = getattr(stage, role)
+        model = getattr(domain, "model", "start")
+        if model not in ("start", *known):
+            yield f"{where}.{role}.model: {model!r} is not start, base or an earlier stage ({', '.join(known)})"
+        needs_real = domain.kind != "generated" or domain.prompts == "real"
+        if needs_real and config.data.real is None:
+            yield f"{where}.{role}: needs real images; give data.real"
+    if rule.scorer is not None and rule.scorer not in config.scorers:
+        hint = _closest(rule.scorer, config.scorers)
+        yield f"{where}.pairs.scorer: {rule.scorer!r} is not in scorers ({_names(config.scorers)}); {hint}"
+    if rule.scorer is None and (rule.winner != "random" or rule.loser != "random" or rule.min_gap > 0):
+        yield f"{where}.pairs.scorer: {rule.winner} against {rule.loser} needs a scorer ({_names(config.scorers)})"
+    if (rule.winner == "top") != (rule.loser == "bottom"):
+        yield f"{where}.pairs: winner=top goes with loser=bottom, and only with it"
+    if rule.k > 1 and rule.winner != "top":
+        yield f"{where}.pairs.k: {rule.k} needs winner=top and loser=bottom"
+    if prompt_set(stage.winner, config) != prompt_set(stage.loser, config):
+        yield (
+            f"{where}: winner and loser are of different prompts ({prompt_set(stage.winner, config)} and "
+            f"{prompt_set(stage.loser, config)}); set {where}.loser.prompts or .winner.prompts so that they agree"
+        )
+    elif stage.winner == stage.loser:
+        size = len(getattr(stage.winner, "strengths", ())) or getattr(stage.winner, "count", 1)
+        size = min(size, rule.first or size)
+        if size < 2 * rule.k:
+            yield f"{where}: {size} candidate(s) a prompt cannot give {rule.k} pair(s) within one domain; raise count"
+
+
+def _batch_problems(config: RunConfig, where: str, stage: Stage):
+    per_forward = config.training.workers * config.training.micro_batch
+    if stage.batch_size % per_forward:
+        yield (
+            f"{where}.batch_size: {stage.batch_size} pairs cannot be split over training.workers={config.training.workers} "
+            f"x training.micro_batch={config.training.micro_batch}; make it a multiple of {per_forward}"
+        )
+
+
+def prompt_set(domain: Generated | Reconstructed | Real, config: RunConfig) -> str:
+    """'prompts' or 'real': which list of prompts a domain's rows are of."""
+    if domain.kind != "generated" or config.data.prompts is None:
+        return "real"
+    return domain.prompts
+
+
+def start_of(config: RunConfig, name: str) -> str:
+    """The model ('base' or a stage's name) that stage `name` starts from, which is also its reference."""
+    names = ["base", *config.stages]
+    start = config.stages[name].start
+    return names[names.index(name) - 1] if start == "previous" else start
+
+
+def lineage(config: RunConfig, model: str) -> list[str]:
+    """Stages that were trained, oldest first, to make `model` ('base': none)."""
+    chain: list[str] = []
+    while model != "base":
+        chain.insert(0, model)
+        model = start_of(config, model)
+    return chain
+
+
+def _names(mapping) -> str:
+    return ", ".join(mapping)
+
+
+def _closest(name: str, options, otherwise: str = "add it there or choose one of these") -> str:
+    match = difflib.get_close_matches(name, list(options), n=1)
+    return f"did you mean {match[0]!r}?" if match else otherwise
+
+
+def build(recipe: dict, overlays: list[dict] | None = None, assignments: list[str] | None = None) -> RunConfig:
+    """Merge YAML overlays and `path=value` assignments into a recipe's fields and validate the whole.
+
+    Raises ValueError with every problem, one a line, each naming field, value, and what is allowed.
+    """
+    tree = recipe
+    for overlay in overlays or []:
+        tree = merge(tree, overlay)
+    for text in assignments or []:
+        tree = merge(tree, assignment(text))
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(explain(error, tree)) from None
+
+
+def merge(base: Any, change: Any) -> Any:
+    """`change` laid over `base`. Mappings merge by key (None removes), unless their `kind` differs; the rest replaces."""
+    if not (isinstance(base, dict) and isinstance(change, dict)):
+        return change
+    if "kind" in change and "kind" in base and change["kind"] != base["kind"]:
+        base = {}
+    merged = {key: value for key, value in base.items() if not (key in change and change[key] is None)}
+    for key, value in change.items():
+        if value is not None or not isinstance(base.get(key), dict):
+            merged[key] = merge(base.get(key), value)
+    return merged
+
+
+def assignment(text: str) -> dict:
+    """'a.b=1' as {'a': {'b': 1}}; the value is YAML, so lists, null and true are what they look like."""
+    path, equals, value = text.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ValueError(f"--set {text!r}: expected path=value, such as stages.easy.steps=100")
+    try:
+        tree = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {text!r}: the value is not valid YAML ({str(error).splitlines()[0]})") from None
+    for key in reversed(keys):
+        tree = {key: tree}
+    return tree
+
+
+def explain(error: ValidationError, tree: dict) -> str:
+    """All problems of a validation, one a line: field, what is wrong, the value, and a suggestion for unknown keys."""
+    lines = []
+    for item in error.errors():
+        path = ".".join(_path(tree, item["loc"]))
+        if item["type"] == "value_error":
+            lines += [f"{path}: {line}" if path else line for line in str(item["ctx"]["error"]).splitlines()]
+        elif item["type"] == "extra_forbidden":
+            allowed = list(_fields(RunConfig, item["loc"][:-1]))
+            lines.append(
+                f"{path}: unknown key; {_closest(str(item['loc'][-1]), allowed, 'allowed: ' + _names(allowed))}"
+            )
+        elif item["type"] == "missing":
+            lines.append(f"{path}: is required")
+        else:
+            lines.append(f"{path}: {item['msg']} (given: {item['input']!r})")
+    return f"{len(lines)} problem(s) in the configuration:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _path(tree: Any, loc: tuple) -> list[str]:
+    """Pydantic's location without the tags of unions, which are no part of the path that a user writes."""
+    path = []
+    for part in loc:
+        if isinstance(tree, dict) and part not in tree and part == tree.get("kind"):
+            continue
+        path.append(str(part))
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return path
+
+
+def _fields(kind: Any, loc: tuple) -> dict:
+    """The fields that are allowed at a location."""
+    for part in loc:
+        options = [kind, *_leaves(kind)]
+        models = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        tagged = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
+        fields = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+        # a mapping's values (stages, scorers) are looked through by their annotation
+        kind = tagged[0] if tagged else fields[0] if fields else kind
+    models = [o for o in [kind, *_leaves(kind)] if isinstance(o, type) and issubclass(o, BaseModel)]
+    return models[0].model_fields if models else {}
+
+
+def _leaves(annotation: Any) -> list:
+    return [leaf for arg in get_args(annotation) for leaf in [arg, *_leaves(arg)]]

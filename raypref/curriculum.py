@@ -1,0 +1,315 @@
+"""From a configuration to tasks: pure, so that a plan can be printed, checked, skipped and resumed.
+
+Every artifact's path ends in the hash of all that decides its content (its own fields and its parents' hashes), so
+a changed setting makes new artifacts beside the old ones, and equal settings find what exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from raypref.artifacts import digest
+from raypref.config import Generated, Real, Reconstructed, RunConfig, Scorer, Stage, prompt_set, start_of
+
+COLORS = "color_statistics"  # always measured on evaluation images, beside the configured scorers
+KINDS = ("index", "pool", "score", "pairs", "train", "evaluate")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit of the plan. It makes the artifact at `path` from the artifacts at `parents`."""
+
+    kind: str  # of KINDS
+    name: str
+    path: str  # relative to the pool store (index, pool, score) or to the run directory
+    fields: dict  # what decides the content, hashes of parents included
+    parents: tuple[str, ...] = ()
+    model: str | None = None  # 'base' or a stage: whose weights it needs or makes
+    spec: dict[str, Any] = field(default_factory=dict)  # what the task does with them
+
+    @property
+    def shared(self) -> bool:
+        """Whether it lives in the pool store, which several runs may share."""
+        return self.kind in ("index", "pool", "score")
+
+
+def plan(config: RunConfig) -> list[Task]:
+    """All tasks of a run in an order in which parents come first."""
+    return list(_Planner(config).tasks())
+
+
+class _Planner:
+    """Remembers the tasks made so far by role; lives for one call of `plan`."""
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.indexes: dict[str, Task] = {}
+        self.models = {"base": digest(config.model.model_dump(include={"base", "revision", "variant", "dtype"}))}
+        self.trained: dict[str, Task] = {}
+        self.pools: dict[tuple, Task] = {}
+        self.scores: dict[tuple[str, str], Task] = {}
+        self.counts = self._pool_sizes()
+
+    def tasks(self) -> Iterator[Task]:
+        yield from self._index_tasks()
+        held_out = None
+        for number, model in enumerate(["base", *self.config.stages]):
+            if model != "base":
+                stage = self.config.stages[model]
+                pairs = self._pairs(f"{number}-{model}", stage, start_of(self.config, model))
+                yield pairs
+                yield self._train(number, model, stage, pairs, held_out)
+            yield from self._images(model)
+            if model == "base":
+                held_out = self._held_out_pairs()
+                yield held_out
+            yield self._evaluate(number, model)
+
+    # sources
+
+    def _index_tasks(self) -> Iterator[Task]:
+        data = self.config.data
+        for name, source, other in (("prompts", data.prompts, data.eval_prompts), ("real", data.real, data.eval_real)):
+            if source is None:
+                continue
+            yield self._index(name, source, "all" if other else "train", None)
+            # without prompts of their own, evaluation prompts are the captions of the held-out real images
+            yield self._index(f"eval_{name}", other or source, "all" if other else "held_out", data.eval_limit)
+        if data.prompts is None and data.eval_prompts is not None:
+            yield self._index("eval_prompts", data.eval_prompts, "all", data.eval_limit)
+
+    def _index(self, name: str, source: Any, part: str, limit: int | None) -> Task:
+        data = self.config.data
+        fields = {"source": source.model_dump(mode="json"), "part": part, "limit": limit, "shard_size": data.shard_size}
+        if part != "all":
+            fields |= {"holdout": data.holdout, "seed": self.config.seed}
+        self.indexes[name] = _task("index", name, fields, spec={"set": name})
+        return self.indexes[name]
+
+    @property
+    def eval_prompts(self) -> str:
+        return "eval_prompts" if "eval_prompts" in self.indexes else "eval_real"
+
+    # images and scores
+
+    def _pool_sizes(self) -> dict[tuple, int]:
+        """Images a prompt of every generated pool: the largest count that a stage asks for."""
+        counts: dict[tuple, int] = {}
+        for name, stage in self.config.stages.items():
+            for domain in (stage.winner, stage.loser):
+                if domain.kind == "generated":
+                    key = self._key(domain, start_of(self.config, name))
+                    counts[key] = max(counts.get(key, 0), domain.count)
+        return counts
+
+    def _key(self, domain: Generated | Reconstructed | Real, start: str) -> tuple:
+        """What identifies a domain's pool within the run: (model, kind, prompt set, strengths)."""
+        images = prompt_set(domain, self.config)
+        if domain.kind == "real":
+            return ("base", "real", images, ())
+        model = start if domain.model == "start" else domain.model
+        return (model, domain.kind, images, getattr(domain, "strengths", ()))
+
+    def _images(self, model: str) -> Iterator[Task]:
+        """Pools that need this model's weights, each followed by its scores."""
+        wanted: dict[tuple, dict[str, Scorer]] = {}
+        evaluation = self._evaluation_scorers()
+        if model == "base":
+            for name in ("real", "eval_real"):
+                if name in self.indexes:
+                    wanted[("base", "real", name, ())] = evaluation if name == "eval_real" else {}
+        for name, stage in self.config.stages.items():
+            for domain in (stage.winner, stage.loser):
+                key = self._key(domain, start_of(self.config, name))
+                if key[0] == model:
+                    scorers = (
+                        {stage.pairs.scorer: self.config.scorers[stage.pairs.scorer]} if stage.pairs.scorer else {}
+                    )
+                    wanted[key] = wanted.get(key, {}) | scorers
+        wanted[(model, "generated", self.eval_prompts, ())] = evaluation
+        for key, scorers in wanted.items():
+            yield self._pool(key)
+            for scorer, settings in scorers.items():
+                yield self._score(key, scorer, settings)
+
+    def _evaluation_scorers(self) -> dict[str, Scorer]:
+        evaluation, scorers = self.config.evaluation, self.config.scorers
+        names = [evaluation.preference, *evaluation.scorers, *([evaluation.features] if evaluation.features else [])]
+        return {name: scorers[name] for name in names} | {COLORS: Scorer(kind=COLORS)}
+
+    def _pool(self, key: tuple) -> Task:
+        model, kind, images, strengths = key
+        config, data = self.config, self.config.data
+        spec = {"domain": kind, "set": images, "seed": config.seed}
+        fields = {
+            "kind": kind,
+            "set": images,
+            "index": self.indexes[images].fields,
+            "model": self.models[model],
+            "resolution": config.model.resolution,
+            "seed": config.seed,
+        }
+        if kind == "generated":
+            # the base's held-out images come in twos, to make held-out pairs
+            spec["count"] = self.counts.get(key, 2 if model == "base" else 1)
+            fields["count"] = spec["count"]
+        if kind == "reconstructed":
+            spec["strengths"] = fields["strengths"] = list(strengths)
+        if kind != "generated":
+            fields["checks"] = {"max_pixels": data.max_pixels, "min_side": data.min_side}
+        if kind != "real":
+            fields["sampling"] = config.sampling.model_dump(include={"steps", "guidance"})
+        fields["encoding"] = {"format": data.image_format, "quality": data.image_quality}
+        parents = [self.indexes[images].path, *([self.trained[model].path] if model != "base" else [])]
+        if kind == "reconstructed":
+            real = self.pools[("base", "real", images, ())]
+            parents.append(real.path)
+            spec["real"] = real.path
+        name = kind if kind == "real" else f"{model}-{kind}"
+        task = _task("pool", f"{name}-{images}" if name != images else name, fields, tuple(parents), model, spec)
+        self.pools[key] = task
+        return task
+
+    def _score(self, key: tuple, name: str, scorer: Scorer) -> Task:
+        pool = self.pools[key]
+        settings = scorer.model_dump(mode="json", include={"kind", "args"})
+        fields = {"pool": digest(pool.fields), "scorer": settings}
+        task = _task(
+            "score",
+            f"{pool.path.removeprefix('pools/')}/{name}",
+            fields,
+            (pool.path,),
+            pool.model,
+            {"pool": pool.path, "scorer": name, "settings": scorer.model_dump(mode="json")},
+        )
+        self.scores[(pool.path, name)] = task
+        return task
+
+    # pairs, training, evaluation
+
+    def _pairs(self, name: str, stage: Stage, start: str) -> Task:
+        sides, parents = {}, []
+        for role in ("winner", "loser"):
+            domain = getattr(stage, role)
+            pool = self.pools[self._key(domain, start)]
+            score = self.scores[(pool.path, stage.pairs.scorer)] if stage.pairs.scorer else None
+            first = [n for n in (stage.pairs.first, getattr(domain, "count", None)) if n]
+            sides[role] = {
+                "pool": pool.path,
+                "scores": score.path if score else None,
+                "source": pool.name,
+                "first": min(first) if first and domain.kind == "generated" else None,
+            }
+            parents += [pool.path, *([score.path] if score else [])]
+        return self._pairs_task(name, sides, stage.pairs.model_dump(mode="json"), tuple(dict.fromkeys(parents)))
+
+    def _held_out_pairs(self) -> Task:
+        """Best against worst of the base model's two images of each evaluation prompt, for preference accuracy."""
+        pool = self.pools[("base", "generated", self.eval_prompts, ())]
+        score = self.scores[(pool.path, self.config.evaluation.preference)]
+        side = {"pool": pool.path, "scores": score.path, "source": pool.name, "first": None}
+        rule = {"winner": "best", "loser": "worst", "scorer": self.config.evaluation.preference}
+        return self._pairs_task("held_out", {"winner": side, "loser": side}, rule, (pool.path, score.path))
+
+    def _pairs_task(self, name: str, sides: dict, rule: dict, parents: tuple[str, ...]) -> Task:
+        fields = {"sides": sides, "rule": rule, "seed": self.config.seed}
+        return _task("pairs", name, fields, parents, None, {**sides, "rule": rule, "seed": self.config.seed})
+
+    def _train(self, number: int, name: str, stage: Stage, pairs: Task, held_out: Task) -> Task:
+        start = start_of(self.config, name)
+        settings = stage.model_dump(mode="json", exclude={"winner", "loser", "pairs", "start"})
+        fields = {
+            "stage": settings,
+            "pairs": digest(pairs.fields),
+            "start": self.models[start],
+            "seed": self.config.seed,
+            "precision": self.config.training.precision,
+        }
+        parents = (pairs.path, held_out.path, *([self.trained[start].path] if start != "base" else []))
+        task = _task(
+            "train",
+            f"{number}-{name}",
+            fields,
+            parents,
+            name,
+            {
+                "stage": name,
+                "pairs": pairs.path,
+                "held_out": held_out.path,
+                "start": self.trained[start].path if start != "base" else None,
+            },
+        )
+        self.models[name], self.trained[name] = digest(fields), task
+        return task
+
+    def _evaluate(self, number: int, model: str) -> Task:
+        pools = {
+            "images": self.pools[(model, "generated", self.eval_prompts, ())],
+            "base": self.pools[("base", "generated", self.eval_prompts, ())],
+            "real": self.pools.get(("base", "real", "eval_real", ())),
+        }
+        scores = {
+            role: {name: self.scores[(pool.path, name)].path for name in self._evaluation_scorers()}
+            for role, pool in pools.items()
+            if pool
+        }
+        spec = {
+            "model": model,
+            "pools": {role: pool.path for role, pool in pools.items() if pool},
+            "scores": scores,
+            "training": self.trained[model].path if model != "base" else None,
+        }
+        evaluation = self.config.evaluation.model_dump(mode="json", exclude={"grid"})
+        fields = {
+            "pools": {role: digest(pool.fields) for role, pool in pools.items() if pool},
+            "evaluation": evaluation,
+            "scorers": {n: s.model_dump(mode="json") for n, s in self._evaluation_scorers().items()},
+        }
+        parents = [path for paths in scores.values() for path in paths.values()]
+        return _task("evaluate", f"{number}-{model}", fields, tuple(dict.fromkeys(parents)), model, spec)
+
+
+_FOLDERS = {
+    "index": "sources",
+    "pool": "pools",
+    "score": "scores",
+    "pairs": "pairs",
+    "train": "train",
+    "evaluate": "eval",
+}
+
+
+def _task(
+    kind: str,
+    name: str,
+    fields: dict,
+    parents: tuple[str, ...] = (),
+    model: str | None = None,
+    spec: dict | None = None,
+) -> Task:
+    return Task(kind, name, f"{_FOLDERS[kind]}/{name}-{digest(fields)[:8]}", fields, parents, model, spec or {})
+
+
+def images_a_row(fields: dict) -> int:
+    """Images a prompt of a pool, from its task's fields."""
+    return fields.get("count") or len(fields.get("strengths", [0]))
+
+
+def waves(tasks: list[Task]) -> Iterator[list[Task]]:
+    """Tasks in groups that run as one: pools of one model with their scores stream through the same actors."""
+    group: list[Task] = []
+    for task in tasks:
+        images = task.kind in ("pool", "score")
+        inside = {t.path for t in group}
+        needs = inside.intersection(task.parents) if task.kind == "pool" else set()
+        if group and not (images and task.model == group[0].model and not needs):
+            yield group
+            group = []
+        if images:
+            group.append(task)
+        else:
+            yield [task]
+    if group:
+        yield group

@@ -1,0 +1,71 @@
+"""Index artifacts: what a source holds, listed once, so that shards are the same rows for every task and every run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+
+import pyarrow as pa
+from pydantic import TypeAdapter
+
+from raypref import sources
+from raypref.artifacts import INDEX, Store, finished_shards, write_shard
+
+
+def write_index(store: Store, path: str, fields: dict, fingerprint: str) -> int:
+    """List a source into index shards, streaming; the number of shards. `fields`: of the index task (curriculum.py).
+
+    Raises ValueError when nothing is left to list.
+    """
+    kind = sources.PromptSource if fields["source"]["kind"] == "prompts" else sources.ImageSource
+    source = TypeAdapter(kind).validate_python(fields["source"])
+    done = finished_shards(store, path, fingerprint)
+    rows = sources.iter_prompts(source) if source.kind == "prompts" else sources.iter_references(source)
+    if fields["part"] != "all":
+        wanted = fields["part"] == "held_out"
+        rows = (r for r in rows if sources.held_out(r["id"], fields["holdout"], fields["seed"]) == wanted)
+    rows = itertools.islice(rows, fields["limit"])
+    count = 0
+    for count, chunk in enumerate(_chunks(rows, fields["shard_size"]), 1):
+        if count - 1 not in done:
+            good, rejected = _checked(chunk)
+            write_shard(store, path, count - 1, pa.Table.from_pylist(good, INDEX), fingerprint, rejected)
+    if not count:
+        share = f" (its {fields['part']} part, data.holdout={fields['holdout']})" if fields["part"] != "all" else ""
+        raise ValueError(f"{path}: the source {fields['source']} gave no rows{share}")
+    return count
+
+
+def _chunks(rows: Iterator[dict], size: int) -> Iterator[list[dict]]:
+    while chunk := list(itertools.islice(rows, size)):
+        yield chunk
+
+
+def _checked(rows: list[dict]) -> tuple[list[dict], list[dict]]:
+    good, rejected = [], []
+    for row in rows:
+        ref = row.get("ref", {})
+        error = row.get("error") or ref.get("error")
+        if error:
+            rejected.append(reject(row["id"], "malformed row", error))
+        elif not row["prompt"].strip():
+            rejected.append(reject(row["id"], "empty caption", ""))
+        else:
+            good.append({"id": row["id"], "prompt": row["prompt"], "ref": json.dumps(ref)})
+    return good, rejected
+
+
+def reject(id: str, reason: str, detail: str) -> dict:
+    return {"id": id, "reason": reason, "detail": str(detail)[:300]}
+
+
+def count_rows(fields: dict) -> int:
+    """How many rows an index will have, without writing it (for a dry run)."""
+    kind = sources.PromptSource if fields["source"]["kind"] == "prompts" else sources.ImageSource
+    source = TypeAdapter(kind).validate_python(fields["source"])
+    rows = sources.iter_prompts(source) if source.kind == "prompts" else sources.iter_references(source)
+    if fields["part"] != "all":
+        wanted = fields["part"] == "held_out"
+        rows = (r for r in rows if sources.held_out(r["id"], fields["holdout"], fields["seed"]) == wanted)
+    return sum(1 for _ in itertools.islice(rows, fields["limit"]))

@@ -1,0 +1,160 @@
+"""Metrics of generated images and of preference training: pure functions of arrays.
+
+Every function takes NumPy arrays, lists or tensors, computes in float64 and returns plain floats. Each docstring says
+which direction is better. Shape suffixes: N, M images; P prompts or pairs; S seeds; B batch; C channels; D features.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from scipy import stats
+
+Values = np.ndarray | torch.Tensor | Sequence[float]
+CONFIDENCE = 0.95
+
+
+def frechet_distance(features_a: Values, features_b: Values) -> float:
+    """Fréchet distance of two feature sets, each taken as a Gaussian. Squared feature units; lower is better.
+
+        |mu_a - mu_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2))
+
+    With Inception-v3 pool features this is FID (Heusel et al. 2017, arXiv 1706.08500). The last trace is the sum of the
+    singular values of R_a R_b^T for any factors S = R^T R, so no root of a matrix is taken and nothing turns complex;
+    the factors come from a QR decomposition of the centred features, which is small when there are few images.
+
+    Bias: finite sets overestimate the distance, by tr(S_a) / N + tr(S_b) / M through the means alone and by more when
+    N < D, where the covariance is singular. Compare only values from sets of the same sizes.
+    """
+    a_ND, b_MD = _array(features_a, "features_a"), _array(features_b, "features_b")
+    for name, x in (("features_a", a_ND), ("features_b", b_MD)):
+        if x.ndim != 2 or len(x) < 2:
+            raise ValueError(f"{name} must be [N, D] with N >= 2, got shape {x.shape}")
+    if a_ND.shape[1] != b_MD.shape[1]:
+        raise ValueError(f"feature sizes differ: {a_ND.shape[1]} and {b_MD.shape[1]}; use the same extractor for both")
+    root_a, root_b = (np.linalg.qr((x - x.mean(0)) / np.sqrt(len(x) - 1), mode="r") for x in (a_ND, b_MD))
+    cross = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
+    shift = np.square(a_ND.mean(0) - b_MD.mean(0)).sum()
+    distance = shift + np.square(root_a).sum() + np.square(root_b).sum() - 2 * cross
+    return max(float(distance), 0.0)  # rounding can leave -1e-13 for equal sets
+
+
+def win_outcomes(scores_a: Values, scores_b: Values) -> np.ndarray:
+    """[P]: 1 where a scores higher than b, 0.5 on a tie, 0 where lower. The values to bootstrap a win rate from."""
+    a_P, b_P = _flat(scores_a, "scores_a"), _flat(scores_b, "scores_b")
+    if a_P.shape != b_P.shape:
+        raise ValueError(f"scores must be paired, got {len(a_P)} and {len(b_P)}")
+    return (np.sign(a_P - b_P) + 1) / 2
+
+
+def win_rate(scores_a: Values, scores_b: Values) -> float:
+    """Share of prompts on which a beats b, in [0, 1]; ties count half, so 0.5 means alike. Higher is better for a."""
+    return float(win_outcomes(scores_a, scores_b).mean())
+
+
+def preference_accuracy(margins: Values) -> float:
+    """Share of pairs whose winner the model prefers, in [0, 1]. Higher is better; chance is 0.5.
+
+    margin = reward(winner) - reward(loser), the sign of `rewards/margins`: positive is right. A margin of exactly 0
+    counts half, so a model equal to its reference has 0.5 rather than 0.
+    """
+    return float(((np.sign(_flat(margins, "margins")) + 1) / 2).mean())
+
+
+def bootstrap_interval(
+    values: Values, statistic: Callable = np.mean, n: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval (low, high) of a statistic of independent values; same unit as the statistic.
+
+    Percentile, not BCa: BCa has no answer for values that are all equal. One value has no spread: (nan, nan).
+    """
+    values = _flat(values, "values")
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    interval = stats.bootstrap(  # batches bound the memory: n x len(values) at once is gigabytes for an evaluation set
+        (values,), statistic, n_resamples=n, batch=100, method="percentile", confidence_level=CONFIDENCE, rng=seed
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def mean_interval(values: Values) -> tuple[float, float]:
+    """(mean, half width of the 95 % Student-t interval) over S repeats, usually seeds. One repeat: half width nan."""
+    values = _flat(values, "values")
+    if len(values) < 2:
+        return float(values[0]), float("nan")
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(half)
+
+
+def color_statistics(images_BCHW: torch.Tensor) -> torch.Tensor:
+    """[B, 8] colour statistics of RGB images in [0, 1]; descriptive, no direction is better.
+
+    Columns: mean R, G, B; standard deviation over pixels R, G, B (population); mean HSV saturation,
+    (max - min) / max with 0 for black; mean luminance, Rec. 709 weights on the encoded sRGB values (luma).
+    """
+    if images_BCHW.ndim != 4 or images_BCHW.shape[1] != 3:
+        raise ValueError(f"images must be [B, 3, H, W], got {tuple(images_BCHW.shape)}")
+    x = images_BCHW.detach().float()
+    if x.numel() and not (x.min() >= 0 and x.max() <= 1):  # also refuses NaN
+        raise ValueError(f"images must lie in [0, 1], got [{x.min():.3g}, {x.max():.3g}]")
+    mean_BC, std_BC = x.mean((2, 3)), x.std((2, 3), correction=0)
+    high, low = x.amax(1), x.amin(1)
+    saturation_B = ((high - low) / high.clamp_min(1e-8)).mean((1, 2))
+    luminance_B = mean_BC @ torch.tensor([0.2126, 0.7152, 0.0722], device=x.device)
+    return torch.cat([mean_BC, std_BC, saturation_B[:, None], luminance_B[:, None]], dim=1)
+
+
+def color_drift(stats_a: Values, stats_b: Values) -> float:
+    """Colour shift between two image sets: 255 x Euclidean distance of their mean RGB, in 8-bit levels.
+
+    Takes the rows of `color_statistics`, [N, 8]. Lower is better: preference tuning is known to tint images.
+    """
+    a, b = (_array(x, name) for x, name in ((stats_a, "stats_a"), (stats_b, "stats_b")))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != 8 or b.shape[1] != 8 or not len(a) or not len(b):
+        raise ValueError(f"colour statistics must be [N, 8] with N >= 1, got {a.shape} and {b.shape}")
+    return float(255 * np.linalg.norm(a[:, :3].mean(0) - b[:, :3].mean(0)))
+
+
+def latent_mean_drift(latents_a: Values, latents_b: Values) -> float:
+    """mean over channels of |mean over N, H, W of a - the same of b|, in units of the scaled latent. Lower is better.
+
+    What HG-DPO's statistics loss (arXiv 2405.20216) holds down, measured on final latents instead of estimates.
+    """
+    a, b = (_array(x, name) for x, name in ((latents_a, "latents_a"), (latents_b, "latents_b")))
+    if a.ndim != 4 or b.ndim != 4 or a.shape[1] != b.shape[1] or not a.size or not b.size:
+        raise ValueError(f"latents must be [N, C, H, W] with equal C, got {a.shape} and {b.shape}")
+    return float(np.abs(a.mean((0, 2, 3)) - b.mean((0, 2, 3))).mean())
+
+
+def histogram(values: Values, bins: int) -> dict[str, list]:
+    """{"edges": [bins + 1], "counts": [bins]} over the range of the values."""
+    counts, edges = np.histogram(_flat(values, "values"), bins=bins)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
+def fixed_histogram(values: Values, low: float, high: float, bins: int) -> dict[str, list]:
+    """A histogram over fixed edges, so that the counts of shards add up; may be empty.
+
+    Values below `low` count in the first bin and values above `high` in the last: the counts sum to len(values).
+    """
+    if not low < high or bins < 1:
+        raise ValueError(f"need low < high and bins >= 1, got low={low}, high={high}, bins={bins}")
+    counts, edges = np.histogram(np.clip(_array(values, "values").ravel(), low, high), bins=bins, range=(low, high))
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
+def _array(values: Values, name: str) -> np.ndarray:
+    """float64 on the CPU, finite."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().to("cpu", torch.float64).numpy()
+    array = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds {np.count_nonzero(~np.isfinite(array))} values that are not finite")
+    return array
+
+
+def _flat(values: Values, name: str) -> np.ndarray:
+    array = _array(values, name)
+    if array.ndim != 1 or not len(array):
+        raise ValueError(f"{name} must be a list of at least one number, got shape {array.shape}")
+    return array

@@ -1,0 +1,210 @@
+"""Recipes: named functions that give a whole run as plain data, validated by config.build.
+
+Where a value comes from stands beside it: (paper), (code) for an author's published code, (ours).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from raypref.config import RunConfig, build
+
+EASY = {
+    "winner": {"kind": "generated"},
+    "loser": {"kind": "generated"},
+    "pairs": {"winner": "best", "loser": "worst", "scorer": "preference"},
+}
+NORMAL = {
+    "winner": {"kind": "reconstructed"},
+    "loser": {"kind": "generated", "prompts": "real", "count": 1},
+    "pairs": {"winner": "random", "loser": "random"},
+}
+HARD = {
+    "winner": {"kind": "real"},
+    "loser": {"kind": "generated", "prompts": "real", "count": 1},
+    "pairs": {"winner": "random", "loser": "random"},
+}
+
+
+def mini() -> dict:
+    """HG-DPO on the miniature world that ships with raypref: minutes on a laptop, no GPU and no download."""
+    lora = {
+        "rank": 8,
+        "targets": [
+            "to_q",
+            "to_k",
+            "to_v",
+            "to_out.0",
+            "conv1",
+            "conv2",
+            "ff.net.0.proj",
+            "ff.net.2",
+            "proj_in",
+            "proj_out",
+        ],
+    }
+    training = {"steps": 100, "batch_size": 16, "module": "unet", "lora": lora}
+    optim = {"lr": 5e-4, "warmup": 5, "weight_decay": 0.0}
+    losers = {"kind": "generated", "prompts": "real", "count": 2}
+    return {
+        "model": {"base": "mini:pipeline", "resolution": 64},
+        "data": {
+            "prompts": {"kind": "renderer", "seed": 1, "count": 192},
+            "real": {"kind": "renderer", "seed": 2, "count": 384},
+            "eval_prompts": {"kind": "renderer", "seed": 3, "count": 256},
+            "eval_real": {"kind": "renderer", "seed": 4, "count": 512},
+            "eval_limit": 512,
+            "shard_size": 32,
+        },
+        "sampling": {"steps": 10, "guidance": 2.0, "batch_size": 32},
+        "scorers": {
+            "preference": {"kind": "open_clip", "args": {"model": "mini:scorer", "scale": True}},
+            "clip_t": {"kind": "open_clip", "args": {"model": "mini:clip"}},
+            "attribute_accuracy": {"kind": "mini_attributes"},
+            "features": {"kind": "mini_features"},
+        },
+        "stages": {
+            "easy": {
+                **EASY,
+                **training,
+                "optim": optim,
+                "objective": {"kind": "dpo", "beta": 500, "statistics": {"weight": 3.0}},
+            },
+            "normal": {
+                "winner": {"kind": "reconstructed", "strengths": [0.4]},
+                "loser": losers,
+                "pairs": NORMAL["pairs"],
+                **training,
+                "optim": optim,
+                "objective": {"kind": "dpo", "beta": 500},
+            },
+            "hard": {
+                "winner": {"kind": "real"},
+                "loser": losers,
+                "pairs": HARD["pairs"],
+                **training,
+                "optim": optim,
+                "objective": {"kind": "dpo", "beta": 300},
+            },
+            "text_encoder": {
+                **EASY,
+                "winner": {"kind": "generated", "model": "base"},
+                "loser": {"kind": "generated", "model": "base"},
+                "module": "text_encoder",
+                "steps": 40,
+                "batch_size": 16,
+                "optim": {"lr": 1e-4, "warmup": 5, "weight_decay": 0.0},
+                "lora": {"rank": 64, "targets": ["q_proj", "k_proj", "v_proj", "out_proj"]},
+                "objective": {"kind": "dpo", "beta": 500},
+            },
+        },
+        "evaluation": {"preference": "preference", "features": "features", "scorers": ["clip_t", "attribute_accuracy"]},
+        "training": {
+            "workers": 2,
+            "zero_stage": 2,
+            "micro_batch": 8,
+            "checkpoint_every": 50,
+            "log_every": 5,
+            "validate_every": 50,
+            "validate_pairs": 96,
+        },
+        "resources": {
+            "generate": {"actors": 2, "cpus": 0.7},
+            "score": {"actors": 1, "cpus": 0.5},
+            "train": {"cpus": 0.9},
+            "wait_s": 60,
+        },
+    }
+
+
+def _sd15(stages: dict) -> dict:
+    """What the Stable Diffusion 1.5 recipes share; data.prompts and data.real are the user's to give."""
+    return {
+        "model": {"base": "stable-diffusion-v1-5/stable-diffusion-v1-5", "resolution": 512, "dtype": "bfloat16"},
+        "data": {},
+        "sampling": {"steps": 25, "guidance": 7.5, "batch_size": 16},  # (ours)
+        "scorers": {
+            "preference": {"kind": "pickscore", "batch_size": 32},  # (paper)
+            "clip_t": {"kind": "open_clip", "args": {"model": "ViT-B-16", "pretrained": "openai"}},
+            "features": {"kind": "open_clip_features", "args": {"model": "ViT-L-14", "pretrained": "openai"}},
+        },
+        "stages": stages,
+        "evaluation": {"preference": "preference", "features": "features", "scorers": ["clip_t"]},
+        "training": {"workers": 1, "zero_stage": 2, "precision": "bfloat16", "micro_batch": 4},
+    }
+
+
+_TRAIN = {
+    "batch_size": 64,
+    "lora": {"rank": 8},  # rank (paper)
+    "optim": {"lr": 1e-5, "warmup": 500},
+}  # (ours)
+_DPO = {"kind": "dpo", "beta": 2500}  # (paper)
+
+
+def hgdpo_sd15() -> dict:
+    """HG-DPO for Stable Diffusion 1.5 at 512 px: easy, normal, hard, text encoder (needs data.real, best data.prompts)."""
+    return _sd15(
+        {
+            "easy": {
+                **EASY,
+                **_TRAIN,
+                "steps": 300_000,
+                "objective": {**_DPO, "statistics": {"weight": 1.0}},
+            },  # steps (paper)
+            "normal": {**NORMAL, **_TRAIN, "steps": 20_000, "objective": _DPO},  # (paper)
+            "hard": {**HARD, **_TRAIN, "steps": 20_000, "objective": _DPO},  # (paper)
+            "text_encoder": {
+                **EASY,
+                **_TRAIN,
+                "winner": {"kind": "generated", "model": "base"},
+                "loser": {"kind": "generated", "model": "base"},
+                "module": "text_encoder",
+                "steps": 20_000,
+                "lora": {"rank": 64, "targets": ["q_proj", "k_proj", "v_proj", "out_proj"]},  # rank (paper)
+                "objective": _DPO,
+            },
+        }
+    )
+
+
+def diffusion_dpo_sd15() -> dict:
+    """Diffusion-DPO baseline: one stage, two generated images a prompt, best against worst."""
+    pair = {"kind": "generated", "count": 2}
+    return _sd15(
+        {
+            "dpo": {
+                **EASY,
+                **_TRAIN,
+                "winner": pair,
+                "loser": pair,
+                "steps": 2000,
+                "objective": {"kind": "dpo", "beta": 5000},
+            }
+        }
+    )  # (code)
+
+
+def naive_real_sd15() -> dict:
+    """HG-DPO's ablation: real winners against generated losers from the start, without a curriculum."""
+    return _sd15({"naive": {**HARD, **_TRAIN, "steps": 340_000, "objective": _DPO}})
+
+
+def sft_sd15() -> dict:
+    """Supervised fine-tuning on the real images, as a baseline."""
+    return _sd15({"sft": {**HARD, **_TRAIN, "steps": 20_000, "objective": {"kind": "sft"}}})
+
+
+RECIPES: dict[str, Callable[[], dict]] = {
+    f.__name__: f for f in (mini, hgdpo_sd15, diffusion_dpo_sd15, naive_real_sd15, sft_sd15)
+}
+
+
+def configure(recipe: str, overlays: list[dict] | None = None, assignments: list[str] | None = None) -> RunConfig:
+    """The validated configuration of a recipe with overlays and `path=value` assignments laid over it.
+
+    Raises ValueError with every problem at once.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"--recipe {recipe!r}: there are {', '.join(RECIPES)}")
+    return build({"recipe": recipe, **RECIPES[recipe]()}, overlays, assignments)

@@ -1,0 +1,1 @@
+"""The only part of raypref that imports Ray or DeepSpeed."""

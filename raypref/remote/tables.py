@@ -1,0 +1,100 @@
+"""Ray tasks over rows: listing sources, selecting pairs. They load no model and import no torch, so they start at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from raypref import listing, pairing
+from raypref.artifacts import Store, digest, finalize, finished_shards, read_manifest, shard_name, write_shard
+from raypref.config import PairRule, RunConfig
+from raypref.curriculum import Task
+
+Report = Callable[[int], None]  # how many more are made
+
+
+class TooManyRejected(ValueError):
+    """More rows are bad than `data.max_rejected` allows."""
+
+
+def build_index(task: Task, store: Store, config: RunConfig) -> None:
+    """List a source (in a Ray task, since the driver need not see its files)."""
+    fingerprint = digest(task.fields)
+    write = ray.remote(listing.write_index).options(num_cpus=0.1)
+    count = ray.get(write.remote(store, task.path, task.fields, fingerprint))
+    manifest = finalize(store, task.path, task.kind, task.fields, count)
+    check_share(task.path, manifest["rejected"]["count"], manifest["rows"] + manifest["rejected"]["count"], config)
+
+
+def check_share(path: str, bad: int, total: int, config: RunConfig) -> None:
+    if bad > config.data.max_rejected * total:
+        raise TooManyRejected(
+            f"{path}: {bad} of {total} rows are bad, more than data.max_rejected={config.data.max_rejected:g}. "
+            f"The reasons are in {path}/rejected.parquet and its shards' .json files; mend the source, or "
+            "raise data.max_rejected"
+        )
+
+
+def build_pairs(task: Task, store: Store, run: Store, report: Report) -> None:
+    """Select pairs shard by shard from pools and scores; nothing is generated.
+
+    Raises ValueError when no pair is left, with the counts of why.
+    """
+    number = len(read_manifest(store, task.spec["winner"]["pool"])["files"])
+    done = finished_shards(run, task.path, digest(task.fields))
+    items = [{"shard": k} for k in range(number) if k not in done]
+    if items:
+        stream = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            _select, batch_size=1, batch_format="pyarrow", num_cpus=0.25, fn_args=(task, store, run)
+        )
+        for row in stream.iter_rows():
+            report(row["pairs"])
+    manifest = finalize(run, task.path, task.kind, task.fields, number)
+    if not manifest["rows"]:
+        raise ValueError(
+            f"{task.path}: no pairs; of the prompts, {manifest['statistics'].get('dropped')}. Loosen "
+            "pairs.min_gap, raise the pool's count, or choose another scorer"
+        )
+    _describe(task, run, manifest)
+
+
+def _select(batch: pa.Table, task: Task, store: Store, run: Store) -> pa.Table:
+    counts = []
+    for shard in batch["shard"].to_pylist():
+        name = f"{shard_name(shard)}.parquet"
+        sides = []
+        for role in ("winner", "loser"):
+            spec = task.spec[role]
+            scores = store.read_table(f"{spec['scores']}/{name}") if spec["scores"] else None
+            sides.append(spec | {"pool": store.read_table(f"{spec['pool']}/{name}"), "scores": scores})
+        same = task.spec["winner"]["pool"] == task.spec["loser"]["pool"]
+        table, statistics = pairing.pair_shard(
+            PairRule.model_validate(task.spec["rule"]), *sides, task.spec["seed"], same
+        )
+        write_shard(run, task.path, shard, table, digest(task.fields), statistics=statistics)
+        counts.append(table.num_rows)
+    return pa.table({"pairs": pa.array(counts, pa.int64())})
+
+
+def _describe(task: Task, run: Store, manifest: dict) -> None:
+    """Add to the manifest the distribution of score gaps and the prompts at its ends."""
+    if task.spec["winner"]["scores"] is None:
+        return
+    ids, gaps = [], []
+    for file in manifest["files"]:
+        table = run.read_table(f"{task.path}/{file['file']}", ["prompt", "winner_score", "loser_score"])
+        ids += table["prompt"].to_pylist()
+        gaps.append(table["winner_score"].to_numpy() - table["loser_score"].to_numpy())
+    gap = np.concatenate(gaps)
+    order = np.argsort(gap, kind="stable")
+    counts, edges = np.histogram(gap, bins=40)
+    ends = [{"prompt": ids[i], "gap": float(gap[i])} for i in (*order[:5], *order[-5:])]
+    manifest["statistics"] |= {
+        "mean_gap": float(gap.mean()),
+        "gap_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "gap_by_prompt": {"smallest": ends[:5], "largest": ends[:-6:-1]},
+    }
+    run.write_json(f"{task.path}/manifest.json", manifest)

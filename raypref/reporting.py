@@ -1,0 +1,138 @@
+"""Gathers what a finished run left in its directory into summary.json and report.html."""
+
+from __future__ import annotations
+
+import json
+import time
+from itertools import islice
+
+from raypref.artifacts import Store, iter_rows, read_manifest
+from raypref.config import RunConfig
+from raypref.curriculum import Task
+from raypref.report import render
+
+EXAMPLES = 4  # pairs and rejected rows shown of each
+
+
+def summarize(config: RunConfig, tasks: list[Task], run: Store, pools: Store, timing: dict, wall_s: float) -> dict:
+    """Write summary.json and report.html; the summary. A run that only went over finished tasks keeps its first time."""
+    stages = [
+        {
+            "name": task.model,
+            **{key: value for key, value in read_manifest(run, task.path)["statistics"].items() if key != "real"},
+        }
+        for task in tasks
+        if task.kind == "evaluate"
+    ]
+    worked = sum(item["seconds"] for item in timing.values())
+    summary = {
+        "recipe": config.recipe,
+        "seed": config.seed,
+        "wall_s": round(max(worked, wall_s), 1),
+        "stages": stages,
+        "real": _real(tasks, run),
+        "loras": {t.model: f"{t.path}/lora" for t in tasks if t.kind == "train"},
+    }
+    if run.exists("summary.json"):
+        old = run.read_json("summary.json")
+        if {**old, "wall_s": 0} == json.loads(json.dumps({**summary, "wall_s": 0})) and run.exists("report.html"):
+            return old
+    run.write_json("summary.json", summary)
+    run.write("report.html", render(_report(config, tasks, run, pools, timing, summary)).encode())
+    return summary
+
+
+def _real(tasks: list[Task], run: Store) -> dict | None:
+    first = next(task for task in tasks if task.kind == "evaluate")
+    return read_manifest(run, first.path)["statistics"].get("real")
+
+
+def _report(config: RunConfig, tasks: list[Task], run: Store, pools: Store, timing: dict, summary: dict) -> dict:
+    """The data of the report's template (report.render)."""
+    return {
+        "title": f"raypref {config.recipe}",
+        "recipe": config.recipe,
+        "seed": config.seed,
+        "wall_s": summary["wall_s"],
+        "created": time.strftime("%Y-%m-%d %H:%M"),
+        "versions": run.read_json("env.json")["versions"],
+        "stages": summary["stages"],
+        "baseline_notes": _notes(summary),
+        "curves": {
+            task.model: [json.loads(line) for line in run.read(f"{task.path}/metrics.jsonl").splitlines()]
+            for task in tasks
+            if task.kind == "train"
+        },
+        "grids": _grids(config, tasks, pools),
+        "pairs": {task.name: _pairs(task, run) for task in tasks if task.kind == "pairs"},
+        "rejected": [row for task in tasks for row in _rejected(task, pools if task.shared else run)],
+        "tasks": [{**item, "state": "done"} for item in timing.values()],
+        "config": json.loads(config.model_dump_json()),
+        "command": None,
+        "run_dir": run.uri,
+    }
+
+
+def _notes(summary: dict) -> list[str]:
+    notes = [
+        "Every model draws the same held-out prompts from the same noise. Preference accuracy is measured against the "
+        "base model on held-out pairs of the base model's images."
+    ]
+    if summary["real"]:
+        values = ", ".join(f"{name} {value:.3f}" for name, value in summary["real"].items())
+        notes.append(f"Held-out real images for comparison: {values}.")
+    return notes
+
+
+def _grids(config: RunConfig, tasks: list[Task], pools: Store) -> dict:
+    """The first images of every model on the same prompts and seeds, beside held-out real ones."""
+    evaluations = [task for task in tasks if task.kind == "evaluate"]
+    prompts, columns = [], []
+    for task in evaluations:
+        rows = list(
+            islice(iter_rows(pools, task.spec["pools"]["images"], ["prompt", "images"]), config.evaluation.grid)
+        )
+        prompts = [row["prompt"] for row in rows]
+        columns.append({"name": task.model, "images": [row["images"][0] for row in rows]})
+    real = evaluations[0].spec["pools"].get("real")
+    if real:
+        rows = islice(iter_rows(pools, real, ["images"]), config.evaluation.grid)
+        columns.append({"name": "real", "images": [row["images"][0] for row in rows]})
+    return {"prompts": prompts, "columns": columns}
+
+
+def _pairs(task: Task, run: Store) -> dict:
+    manifest = read_manifest(run, task.path)
+    statistics = manifest["statistics"]
+    columns = ["prompt", "winner", "loser", "winner_score", "loser_score"]
+    return {
+        "rows": manifest["rows"],
+        "gap_histogram": statistics.get("gap_histogram"),
+        "mean_gap": statistics.get("mean_gap"),
+        "winner_sources": statistics.get("winner_sources", {}),
+        "loser_sources": statistics.get("loser_sources", {}),
+        "examples": list(islice(iter_rows(run, task.path, columns), EXAMPLES)),
+    }
+
+
+def _rejected(task: Task, store: Store) -> list[dict]:
+    if task.kind == "pairs":
+        dropped = read_manifest(store, task.path)["statistics"].get("dropped", {})
+        return [
+            {"artifact": task.path, "reason": reason, "count": count, "examples": []}
+            for reason, count in dropped.items()
+        ]
+    manifest = read_manifest(store, task.path)
+    reasons = manifest.get("rejected", {}).get("reasons", {})
+    if not reasons:
+        return []
+    rows = store.read_table(f"{task.path}/rejected.parquet").to_pylist()
+    return [
+        {
+            "artifact": task.path,
+            "reason": reason,
+            "count": count,
+            "examples": [f"{r['id']}: {r['detail']}" for r in rows if r["reason"] == reason][:EXAMPLES],
+        }
+        for reason, count in reasons.items()
+    ]

@@ -1,0 +1,57 @@
+"""CLIP models of open_clip: text-image similarity, and image features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import functional as T
+
+from raypref.models import locate
+
+
+class OpenClip:
+    """Cosine of image and text features times the learned scale (`scale=True`: PickScore's convention, roughly 0 to 100;
+    otherwise the cosine itself, as CLIP-T is reported). Radford et al. 2021, arXiv 2103.00020.
+
+    `model`: an open_clip name with `pretrained`, `hf-hub:owner/name`, or a folder with open_clip_config.json and safetensors.
+    """
+
+    def __init__(self, model: str, pretrained: str | None = None, scale: bool = False, device: str = "cpu"):
+        name = locate(model)
+        if Path(name).is_dir():
+            name = f"local-dir:{name}"
+        self.model, _, _ = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=device)
+        self.model.eval()
+        self.tokenizer = open_clip.get_tokenizer(name)
+        self.scale, self.device = scale, device
+
+    def features(self, images: Tensor) -> Tensor:
+        """Unit-length image features [B, D]. Resized (bicubic, antialiased) so that the short side fits, centre-cropped,
+        normalised as the model's own preprocessing says."""
+        visual = self.model.visual
+        size = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
+        config = visual.preprocess_cfg
+        images = images.to(self.device)
+        if images.shape[2:] != (size, size):
+            images = T.center_crop(T.resize(images, [size], T.InterpolationMode.BICUBIC, antialias=True), [size]).clamp(
+                0, 1
+            )
+        return F.normalize(self.model.encode_image(T.normalize(images, config["mean"], config["std"])).float(), dim=-1)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        texts = F.normalize(self.model.encode_text(self.tokenizer(prompts).to(self.device)).float(), dim=-1)
+        cosine = (self.features(images) * texts).sum(1)
+        return cosine * self.model.logit_scale.exp() if self.scale else cosine
+
+
+class OpenClipFeatures(OpenClip):
+    """Image features [B, D], for a Frechet distance or a similarity."""
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return self.features(images)

@@ -1,0 +1,59 @@
+"""Which image wins and which loses: pure functions of scores, so that pairs can be selected again at no cost."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+from raypref.config import PairRule
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One pair of a prompt: indices into the candidates of the winner's and of the loser's domain."""
+
+    winner: int
+    loser: int
+    gap: float
+
+
+def select(
+    winners: list[float], losers: list[float], rule: PairRule, seed: int, same: bool
+) -> tuple[list[Choice], str]:
+    """Pairs of one prompt, and why there are fewer than asked for ('' when there are not).
+
+    `winners`, `losers`: scores of the candidates, NaN for one that is unusable (and, without a scorer, 0.0). `same`:
+    both are one domain, so that index i is the same image in both and a tie is no preference.
+    """
+    w = [i for i, score in enumerate(winners) if not math.isnan(score)]
+    l = [i for i, score in enumerate(losers) if not math.isnan(score)]  # noqa: E741
+    if not w or not l or (same and len(w) < 2):
+        return [], "no usable candidates"
+    rng = random.Random(seed)
+    w = _ordered(w, winners, rule.winner == "random", rng, best_first=True)
+    l = _ordered(l, losers, rule.loser == "random", rng, best_first=False)  # noqa: E741
+    pairs, reason = [], "fewer candidates than k pairs need"
+    for i, j in zip(w[: rule.k], _distinct(w, l, same, rule.k), strict=False):
+        gap = winners[i] - losers[j]
+        if same and rule.scorer is not None and gap == 0:
+            reason = "tie"
+        elif rule.scorer is not None and gap < rule.min_gap:
+            reason = "gap below min_gap"
+        elif same and rule.scorer is not None and gap < 0:
+            reason = "random loser scores above the winner"
+        else:
+            pairs.append(Choice(i, j, gap))
+    return pairs, "" if len(pairs) == rule.k else reason
+
+
+def _ordered(indices: list[int], scores: list[float], shuffle: bool, rng: random.Random, best_first: bool) -> list[int]:
+    if shuffle:
+        return rng.sample(indices, len(indices))
+    # equal scores: the lower index first, so that the choice does not depend on the sort
+    return sorted(indices, key=lambda i: (-scores[i] if best_first else scores[i], i))
+
+
+def _distinct(w: list[int], l: list[int], same: bool, k: int) -> list[int]:  # noqa: E741
+    """Losers that are none of the winners, where both come from one domain."""
+    return [j for j in l if not (same and j in w[:k])][:k]

@@ -1,0 +1,167 @@
+"""Image work as functions of its inputs: pool shards and score shards. Ray decides where they run; nothing here knows it.
+
+Bad rows are set aside with a reason, never passed on and never the end of the job.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from raypref import generation, images, sources
+from raypref.artifacts import POOL, SCORES
+from raypref.batches import latent
+from raypref.config import RunConfig
+from raypref.listing import reject
+from raypref.models import decode_latents
+from raypref.seeds import seed_of
+
+THREADS = 4  # of decoding and encoding beside the model
+
+
+# pools
+
+
+def pool_shard(
+    pipeline, config: RunConfig, spec: dict, index: list[dict], real: list[dict] | None
+) -> tuple[pa.Table, list[dict]]:
+    """One shard of a pool: a row a prompt. `index`: rows of the index shard; `real`: rows of the real pool's shard, for
+    SDRecon. Seeds are functions of (run seed, prompt set, prompt id, image number) alone."""
+    if spec["domain"] == "real":
+        return _real_shard(pipeline, config, index)
+    if spec["domain"] == "reconstructed":
+        index = [
+            {"id": r["prompt_id"], "prompt": r["prompt"], "latent": r["latents"][0], "shape": r["latent_shape"]}
+            for r in real
+        ]
+    strengths = spec.get("strengths") or [1.0] * spec["count"]
+    number = len(strengths)
+    seeds = [seed_of(spec["seed"], spec["domain"], spec["set"], row["id"], i) for row in index for i in range(number)]
+    clean = None
+    if spec["domain"] == "reconstructed":
+        clean = torch.stack([latent(row["latent"], row["shape"]) for row in index for _ in range(number)])
+    if not index:
+        return POOL.empty_table(), []
+    shape = generation.latent_shape(pipeline, config.model.resolution)
+    latents = generation.sample(
+        pipeline,
+        [row["prompt"] for row in index for _ in range(number)],
+        seeds,
+        config.sampling,
+        shape,
+        clean,
+        strengths * len(index) if clean is not None else None,
+    )
+    files = _encoded(pipeline, config, latents)
+    rejected, rows = [], []
+    for i, row in enumerate(index):
+        part = slice(i * number, (i + 1) * number)
+        rejected += [
+            reject(f"{row['id']}/{j}", "not finite", "the sampled latent or image holds NaN or infinity")
+            for j, file in enumerate(files[part])
+            if file is None
+        ]
+        rows.append(
+            _pool_row(row, files[part], latents[part], seeds[part], strengths if clean is not None else [1.0] * number)
+        )
+    return pa.Table.from_pylist(rows, POOL), rejected
+
+
+def _encoded(pipeline, config: RunConfig, latents: Tensor) -> list[bytes | None]:
+    """Image files of latents; None where a latent or image is not finite. Files are packed in threads while the next
+    batch is decoded."""
+    pack = partial(images.encode, format=config.data.image_format, quality=config.data.image_quality)
+    jobs = []
+    with ThreadPoolExecutor(THREADS) as threads, torch.inference_mode():
+        for part in latents.split(config.sampling.batch_size):
+            decoded = decode_latents(pipeline, part)
+            finite = (decoded.isfinite().flatten(1).all(1).cpu() & part.half().isfinite().flatten(1).all(1)).tolist()
+            arrays = images.to_uint8(decoded.nan_to_num())
+            jobs += [threads.submit(pack, array) if good else None for array, good in zip(arrays, finite, strict=True)]
+        return [job.result() if job else None for job in jobs]
+
+
+def _pool_row(row: dict, files: list, latents: Tensor, seeds: list[int], strengths: list[float]) -> dict:
+    return {
+        "prompt_id": row["id"],
+        "prompt": row["prompt"],
+        "images": files,
+        "latents": [z.numpy().astype(np.float16).tobytes() for z in latents],
+        "latent_shape": list(latents.shape[1:]),
+        "seeds": seeds,
+        "strengths": strengths,
+    }
+
+
+def _real_shard(pipeline, config: RunConfig, index: list[dict]) -> tuple[pa.Table, list[dict]]:
+    side, data = config.model.resolution, config.data
+
+    def prepare(blob: bytes | Exception) -> np.ndarray | Exception:
+        if isinstance(blob, Exception):
+            return blob
+        try:
+            return images.fit(images.decode(blob, data.max_pixels, data.min_side), (side, side))[0]
+        except images.BadImage as error:
+            return error
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        arrays = list(threads.map(prepare, sources.fetch([json.loads(row["ref"]) for row in index])))
+    rejected = [
+        reject(row["id"], getattr(a, "reason", "unreadable"), a)
+        for row, a in zip(index, arrays, strict=True)
+        if isinstance(a, Exception)
+    ]
+    good = [(row, a) for row, a in zip(index, arrays, strict=True) if not isinstance(a, Exception)]
+    if not good:
+        return POOL.empty_table(), rejected
+    latents = generation.encode(pipeline, images.to_tensor([a for _, a in good]), config.sampling.batch_size)
+    files = images.encode_many([a for _, a in good], data.image_format, THREADS, data.image_quality)
+    rows = [_pool_row(row, [file], z[None], [0], [0.0]) for (row, _), file, z in zip(good, files, latents, strict=True)]
+    return pa.Table.from_pylist(rows, POOL), rejected
+
+
+# scores
+
+
+def score_shard(
+    scorer: Callable[[Tensor, list[str]], Tensor], pool: pa.Table, batch_size: int
+) -> tuple[pa.Table, list[dict]]:
+    """Raw values of every image of a pool shard, [images x width] a row; NaN (and set aside) where there is none."""
+    rows = pool.select(["prompt_id", "prompt", "images"]).to_pylist()
+    flat = [
+        (row["prompt_id"], number, row["prompt"], file) for row in rows for number, file in enumerate(row["images"])
+    ]
+    present = [item for item in flat if item[3] is not None]
+    values: dict[tuple[str, int], list[float]] = {}
+    for start in range(0, len(present), batch_size):
+        part = present[start : start + batch_size]
+        batch = images.to_tensor(images.decode_many([item[3] for item in part], THREADS))
+        result = scorer(batch, [item[2] for item in part]).float().cpu().reshape(len(part), -1)
+        values |= {item[:2]: row for item, row in zip(part, result.tolist(), strict=True)}
+    rejected = [
+        reject(f"{id}/{number}", "score is not finite", value)
+        for (id, number), value in values.items()
+        if not all(map(math.isfinite, value))
+    ]
+    width = max(map(len, values.values()), default=1)
+    for item in rejected:
+        id, _, number = item["id"].rpartition("/")
+        values[(id, int(number))] = [math.nan] * width
+    table = [
+        {
+            "prompt_id": row["prompt_id"],
+            "values": [
+                values.get((row["prompt_id"], number), [math.nan] * width) for number in range(len(row["images"]))
+            ],
+        }
+        for row in rows
+    ]
+    return pa.Table.from_pylist(table, SCORES), rejected

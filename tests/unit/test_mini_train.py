@@ -1,0 +1,62 @@
+"""The command that trains the miniature checkpoints runs from nothing and is seeded."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+
+def test_smoke_command(tmp_path):
+    command = [sys.executable, "-m", "raypref.mini.train", "--smoke", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert set(json.loads((tmp_path / "figures.json").read_text())) == {"judge", "vae", "base", "scorer", "clip"}
+    for file in ("pipeline/model_index.json", "judge/model.safetensors", "scorer/open_clip_config.json"):
+        assert (tmp_path / file).is_file()
+
+
+def test_unknown_part_is_refused(capsys):
+    from raypref.mini.train import parse
+
+    with pytest.raises(SystemExit):
+        parse(["--parts", "vae,nothing"])
+    assert "nothing" in capsys.readouterr().err
+
+
+def test_standardised_latents_leave_images_unchanged():
+    from raypref.mini.data import make_pool
+    from raypref.mini.networks import build_vae
+    from raypref.mini.train_vae import LATENT_STD, standardise_latents
+
+    torch.manual_seed(0)
+    vae, pool = build_vae().eval(), make_pool(0, 64)
+    images = 2 * pool.images(torch.arange(64), torch.linspace(0, 1, 64)) - 1
+    with torch.no_grad():
+        before = vae.encode(images).latent_dist
+        expected, spread = vae.decode(before.mean).sample, before.std / before.mean.std((0, 2, 3), keepdim=True)
+        standardise_latents(vae, pool, "cpu")
+        after = vae.encode(images).latent_dist
+        torch.testing.assert_close(vae.decode(after.mean).sample, expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(after.mean.std((0, 2, 3)), torch.full((16,), LATENT_STD), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(after.std / LATENT_STD, spread, atol=1e-3, rtol=1e-2)
+    assert vae.config.scaling_factor == 1 / LATENT_STD
+
+
+def test_merges_make_every_word_one_piece():
+    from raypref.mini.tokens import learn_merges
+
+    made = {a + b for a, b in learn_merges(("red", "read", "reading"))}
+    assert {"red</w>", "read</w>", "reading</w>"} <= made
+
+
+def test_frechet_distance_of_shifted_gaussians():
+    from raypref.mini.judge import frechet_distance
+
+    x = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(x, x + torch.tensor([3.0, 0, 0])) == pytest.approx(9, abs=1e-6)
+    # equal means and a doubled scale: each of 3 dimensions adds (2 - 1)^2 times its variance
+    centred = x - x.mean(0)
+    assert frechet_distance(centred, 2 * centred) == pytest.approx(float(torch.cov(x.T).trace()), rel=1e-6)
