@@ -28,9 +28,8 @@ def main() -> None:
 
         return print(show(config, run, pools))
 
-    from raypref.remote import cluster, pipeline
+    from raypref.remote import pipeline
 
-    cluster.connect()
     summary = pipeline.execute(config, run, pools)
     print("\n" + table(summary["stages"]))
     print(f"report: {run.uri}/report.html\nlast adapter: {run.uri}/{list(summary['loras'].values())[-1]}")

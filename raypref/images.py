@@ -44,7 +44,7 @@ class BadImage(ValueError):
     """An image that cannot be used. `reason` is one word for counting:
 
     truncated, corrupt, too_large, too_small, animated, unsupported (from `decode`); missing, unreadable, refused
-    (from `raypref.sources.fetch`).
+    (from `raypref.sources.fetching.fetch`).
     """
 
     def __init__(self, reason: str, message: str):

@@ -4,13 +4,18 @@ Every function takes NumPy arrays, lists or tensors, computes in float64 and ret
 which direction is better. Shape suffixes: N, M images; P prompts or pairs; S seeds; B batch; C channels; D features.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from scipy import stats
 
-Values = np.ndarray | torch.Tensor | Sequence[float]
+if TYPE_CHECKING:
+    import torch
+
+    Values = np.ndarray | torch.Tensor | Sequence[float]
 CONFIDENCE = 0.95
 
 
@@ -92,6 +97,8 @@ def color_statistics(images_BCHW: torch.Tensor) -> torch.Tensor:
     Columns: mean R, G, B; standard deviation over pixels R, G, B (population); mean HSV saturation,
     (max - min) / max with 0 for black; mean luminance, Rec. 709 weights on the encoded sRGB values (luma).
     """
+    import torch  # here: reading stored values needs none
+
     if images_BCHW.ndim != 4 or images_BCHW.shape[1] != 3:
         raise ValueError(f"images must be [B, 3, H, W], got {tuple(images_BCHW.shape)}")
     x = images_BCHW.detach().float()
@@ -145,7 +152,9 @@ def fixed_histogram(values: Values, low: float, high: float, bins: int) -> dict[
 
 def _array(values: Values, name: str) -> np.ndarray:
     """float64 on the CPU, finite."""
-    if isinstance(values, torch.Tensor):
+    if hasattr(values, "detach"):  # a tensor; told apart without loading torch
+        import torch
+
         values = values.detach().to("cpu", torch.float64).numpy()
     array = np.asarray(values, dtype=np.float64)
     if not np.isfinite(array).all():

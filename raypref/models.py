@@ -51,7 +51,7 @@ def load_pipeline(
             name,
             revision=model.revision,
             variant=model.variant,
-            torch_dtype=dtype,
+            dtype=dtype,
             use_safetensors=True,
             safety_checker=None,
         )

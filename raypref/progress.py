@@ -46,11 +46,8 @@ class Progress:
 
     def _print(self, text: str) -> None:
         self.printed = time.monotonic()
-        width = len(str(self.total))
-        print(
-            f"{time.strftime('%H:%M:%S')}  {self.name:<28} {self.done:>{width}}/{self.total} {self.unit}  {text}",
-            flush=True,
-        )
+        count = f"{self.done}/{self.total}" if self.total else f"{self.done}"
+        print(f"{time.strftime('%H:%M:%S')}  {self.name:<26} {count:>11} {self.unit:<7} {text}", flush=True)
 
 
 def _clock(seconds: float) -> str:

@@ -16,13 +16,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raypref import generation, images, sources
+from raypref import generation, images
 from raypref.artifacts import POOL, SCORES
 from raypref.batches import latent
 from raypref.config import RunConfig
 from raypref.listing import reject
 from raypref.models import decode_latents
 from raypref.seeds import seed_of
+from raypref.sources.fetching import fetch
 
 THREADS = 4  # of decoding and encoding beside the model
 
@@ -113,7 +114,7 @@ def _real_shard(pipeline, config: RunConfig, index: list[dict]) -> tuple[pa.Tabl
             return error
 
     with ThreadPoolExecutor(THREADS) as threads:
-        arrays = list(threads.map(prepare, sources.fetch([json.loads(row["ref"]) for row in index])))
+        arrays = list(threads.map(prepare, fetch([json.loads(row["ref"]) for row in index])))
     rejected = [
         reject(row["id"], getattr(a, "reason", "unreadable"), a)
         for row, a in zip(index, arrays, strict=True)

@@ -15,6 +15,7 @@ from raypref.mini.training import Average, Progress, halve_weights, optimizer_an
 
 BASE_REALISM = (0.0, 0.4, 0.8)  # the base model never sees a full rendering
 CAPTION_DROPOUT = 0.1
+BATCH = 32
 
 
 @torch.no_grad()
@@ -43,16 +44,16 @@ def train_base(
     tokens = tokenizer(["", *pool.captions], padding="max_length", truncation=True, return_tensors="pt").input_ids
     model = torch.nn.ModuleDict({"unet": build_unet(), "text": build_text_encoder(tokenizer)}).to(device).train()
     scheduler = build_scheduler()
-    optimizer, schedule = optimizer_and_schedule(model, 2e-3, steps)
+    optimizer, schedule = optimizer_and_schedule(model, 4e-3, steps)
     average, progress = Average(model, 0.999), Progress("base", steps)
     for step in range(steps):
-        index_B = torch.randint(len(pool), (64,), generator=generator)
-        domain_B = torch.randint(len(BASE_REALISM), (64,), generator=generator)
+        index_B = torch.randint(len(pool), (BATCH,), generator=generator)
+        domain_B = torch.randint(len(BASE_REALISM), (BATCH,), generator=generator)
         clean = latents[index_B.to(device), domain_B.to(device)].float()
-        kept_B = torch.rand(64, generator=generator) >= CAPTION_DROPOUT
+        kept_B = torch.rand(BATCH, generator=generator) >= CAPTION_DROPOUT
         ids = tokens[torch.where(kept_B, index_B + 1, 0)].to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
-        t_B = torch.randint(1000, (64,), generator=generator).to(device)
+        t_B = torch.randint(1000, (BATCH,), generator=generator).to(device)
         noisy = scheduler.add_noise(clean, noise, t_B)
         velocity = scheduler.get_velocity(clean, noise, t_B)
         loss = F.mse_loss(model["unet"](noisy, t_B, model["text"](ids).last_hidden_state).sample, velocity)

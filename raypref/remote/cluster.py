@@ -11,14 +11,14 @@ import ray
 
 from raypref.config import Resource, RunConfig
 
-# Of every worker process: one thread, since actors and workers are processes already, and no start-up C++ build.
+# Of every worker process: one thread, since actors and workers are processes already.
 WORKER_ENV = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "DS_ACCELERATOR": "cpu",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the controller's poll: a report takes 2 s at the default
 }
 
 
@@ -26,27 +26,18 @@ def connect() -> None:
     """Join the cluster of RAY_ADDRESS (as a submitted job does), or start Ray on this machine."""
     if ray.is_initialized():
         return
-    # 2.60 switches token authentication on by itself for some ways of starting and not for others
-    os.environ.setdefault(
-        "RAY_AUTH_MODE", "disabled" if "RAY_ADDRESS" not in os.environ else os.environ.get("RAY_AUTH_MODE", "disabled")
-    )
-    env = {key: value for key, value in WORKER_ENV.items() if key != "DS_ACCELERATOR" or not _has_gpu()}
-    os.environ.update({key: value for key, value in env.items() if key.startswith("RAY_")})
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS"),
-        runtime_env={"env_vars": env},
-        logging_level=logging.WARNING,
-        log_to_driver=bool(os.environ.get("RAYPREF_DEBUG")),
-        configure_logging=True,
-    )
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        # a Ray of our own listens on this machine only; with tokens, 2.60 would leave one in the home directory that
+        # switches authentication on for every later `ray start`
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", WORKER_ENV["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"])
+    debug = bool(os.environ.get("RAYPREF_DEBUG"))
+    ray.init(address=address, runtime_env={"env_vars": WORKER_ENV}, logging_level=logging.WARNING, log_to_driver=debug)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-
-
-def _has_gpu() -> bool:
-    return os.path.exists("/dev/nvidiactl")
 
 
 @dataclass(frozen=True)
@@ -65,15 +56,15 @@ class Share:
 def share(config: RunConfig, kind: str, total: dict[str, float]) -> Share:
     """Resolve `resources.<kind>` against what the cluster has in all.
 
-    With GPUs, generators and training workers take a whole one and scorers a quarter; without, CPUs. Without a number of
-    actors, generators take three quarters of the cluster and scorers the rest. Pure.
+    Training workers take a whole GPU each, generators three quarters and scorers one quarter, so that both fit on one;
+    without GPUs, CPUs. Without a number of actors, generators fill three quarters of the cluster and scorers one. Pure.
     """
     wanted: Resource = getattr(config.resources, kind)
     gpus = total.get("GPU", 0)
-    each = wanted.gpus if wanted.gpus is not None else (0 if not gpus else 0.25 if kind == "score" else 1)
+    part = {"generate": 0.75, "score": 0.25, "train": 1.0}[kind]
+    each = wanted.gpus if wanted.gpus is not None else part * bool(gpus)
     if kind == "train":
         return Share(config.training.workers, wanted.cpus, each)
-    part = 0.75 if kind == "generate" else 0.25
     room = gpus * part / each if each else total.get("CPU", 1) * part / wanted.cpus
     return Share(wanted.actors or max(1, int(room)), wanted.cpus, each)
 

@@ -15,7 +15,7 @@ from raypref.artifacts import SCHEMA_VERSION, Store, differences, digest, read_m
 from raypref.config import RunConfig
 from raypref.curriculum import Task, images_a_row, plan, waves
 from raypref.progress import Progress
-from raypref.remote import tables
+from raypref.remote import cluster, tables
 from raypref.remote.images import build_images
 from raypref.remote.train import train
 
@@ -52,24 +52,26 @@ def execute(config: RunConfig, run: Store, pools: Store) -> dict:
         todo = [task for task in wave if read_manifest(pools if task.shared else run, task.path, task.fields) is None]
         if not todo:
             continue
+        cluster.connect()  # not before there is something to do
         clock = time.monotonic()
         items, unit = size(wave, config, pools)
-        with Progress(
-            " + ".join(dict.fromkeys(f"{t.kind} {t.name}" if t.kind != "score" else "scores" for t in todo))
-            if len(todo) == 1
-            else f"images of {wave[0].model}",
-            items,
-            unit,
-        ) as progress:
+        name = (
+            f"images of {wave[0].model}"
+            if wave[0].shared and wave[0].kind != "index"
+            else f"{wave[0].kind} {wave[0].name}"
+        )
+        with Progress(name, items, unit) as progress:
             _run(todo, run, pools, config, progress)
+        seconds = time.monotonic() - clock
         timing[wave[0].path] = {
-            "name": progress.name,
+            "name": name,
             "kind": wave[0].kind,
-            "seconds": time.monotonic() - clock,
+            "seconds": seconds,
             "items": progress.done,
             "unit": unit,
         }
         run.write_json("tasks.json", timing)
+        run.write_json("env.json", environment())
     return reporting.summarize(config, tasks, run, pools, timing, time.time() - started)
 
 
@@ -78,13 +80,14 @@ def _run(tasks: list[Task], run: Store, pools: Store, config: RunConfig, progres
     if task.kind in ("pool", "score"):
         build_images(tasks, pools, run, config, progress.add)
     elif task.kind == "index":
-        tables.build_index(task, pools, config)
+        progress.add(tables.build_index(task, pools, config))
     elif task.kind == "pairs":
         tables.build_pairs(task, pools, run, progress.add)
     elif task.kind == "train":
         train(task, run, config, lambda row: progress.add(row["step"] - progress.done, _note(row)))
     else:
         _evaluate(task, pools, run, config)
+        progress.add(1)
 
 
 def _note(row: dict) -> str:
@@ -123,7 +126,7 @@ def size(wave: list[Task], config: RunConfig, pools: Store) -> tuple[int, str]:
     if task.kind == "pairs":
         return read_manifest(pools, task.spec["winner"]["pool"])["rows"] * task.spec["rule"].get("k", 1), "pairs"
     if task.kind not in ("pool", "score"):
-        return 1, {"index": "lists"}.get(task.kind, "models")
+        return (0, "rows") if task.kind == "index" else (1, "models")
     total = 0
     for task in wave:
         pool = next((t for t in wave if t.path == task.spec.get("pool", task.path)), None)
@@ -148,8 +151,8 @@ def _claim(config: RunConfig, run: Store) -> None:
         raise ValueError(
             f"--run-dir {run.uri} is not empty and holds no config.json ({', '.join(names[:3])}); use another"
         )
-    run.write_json("config.json", new)
-    run.write_json("env.json", environment())
+    else:
+        run.write_json("config.json", new)
 
 
 def environment() -> dict:

@@ -20,13 +20,14 @@ class TooManyRejected(ValueError):
     """More rows are bad than `data.max_rejected` allows."""
 
 
-def build_index(task: Task, store: Store, config: RunConfig) -> None:
-    """List a source (in a Ray task, since the driver need not see its files)."""
+def build_index(task: Task, store: Store, config: RunConfig) -> int:
+    """List a source (in a Ray task, since the driver need not see its files); how many rows it has."""
     fingerprint = digest(task.fields)
     write = ray.remote(listing.write_index).options(num_cpus=0.1)
     count = ray.get(write.remote(store, task.path, task.fields, fingerprint))
     manifest = finalize(store, task.path, task.kind, task.fields, count)
     check_share(task.path, manifest["rejected"]["count"], manifest["rows"] + manifest["rejected"]["count"], config)
+    return manifest["rows"]
 
 
 def check_share(path: str, bad: int, total: int, config: RunConfig) -> None:

@@ -1,0 +1,159 @@
+"""Do HG-DPO's claims hold in the miniature world? Ablations over several seeds, with intervals and a verdict a claim.
+
+    python benchmarks/miniature_orderings.py --seeds 5 --run-dir runs/orderings
+
+Writes benchmarks/results/miniature_orderings.{json,md,png}. Evaluated on prompts and real images that no setting was
+chosen on (other renderer seeds than the recipe's). Every seed is one ordinary run whose stages start from `base` where
+an ablation does; interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+
+from raypref import cli
+from raypref.artifacts import Store
+from raypref.config import RunConfig
+from raypref.metrics import mean_interval
+from raypref.recipes import configure, mini
+
+RESULTS = Path(__file__).parent / "results"
+METRICS = (
+    "preference_score",
+    "win_rate_vs_base",
+    "attribute_accuracy",
+    "frechet_distance",
+    "color_drift",
+    "latent_mean_drift",
+)
+# (claim, metric, left, right): it holds when left is above right, seed by seed, with a 95 % interval above zero
+CLAIMS = (
+    ("easy is preferred to base", "preference_score", "easy", "base"),
+    ("a pool of 8 beats a pool of 2", "preference_score", "easy", "easy_n2"),
+    ("L_stat lowers the drift of the latent mean", "latent_mean_drift", "easy_no_stat", "easy"),
+    ("L_stat lowers the colour shift", "color_drift", "easy_no_stat", "easy"),
+    ("easy is more realistic than base", "frechet_distance", "base", "easy"),
+    ("normal is more realistic than easy", "frechet_distance", "easy", "normal"),
+    ("hard is more realistic than normal", "frechet_distance", "normal", "hard"),
+    ("hard is more realistic than base", "frechet_distance", "base", "hard"),
+    ("the curriculum is more realistic than real winners from the start", "frechet_distance", "naive", "hard"),
+    ("the curriculum is preferred to real winners from the start", "preference_score", "hard", "naive"),
+    ("the curriculum is preferred to SFT on the real images", "preference_score", "hard", "sft"),
+    ("the curriculum is more realistic than SFT on the real images", "frechet_distance", "sft", "hard"),
+)
+
+
+def configuration(seed: int, scale: float) -> RunConfig:
+    """The mini recipe with its ablations as further stages; `scale` < 1 makes everything smaller, for a smoke run."""
+    stages = mini()["stages"]
+    total = sum(stages[name]["steps"] for name in ("easy", "normal", "hard"))
+    easy, hard = stages["easy"], stages["hard"]
+    real = {**hard["loser"], "model": "base"}
+    stages = {
+        "easy": easy,
+        "normal": stages["normal"],
+        "hard": hard,
+        "easy_no_stat": {**easy, "start": "base", "objective": {**easy["objective"], "statistics": None}},
+        "easy_n2": {**easy, "start": "base", "pairs": {**easy["pairs"], "first": 2}},
+        "naive": {**hard, "start": "base", "steps": total, "loser": real},
+        "sft": {**hard, "start": "base", "steps": total, "loser": real, "objective": {"kind": "sft"}},
+    }
+    for stage in stages.values():
+        stage["steps"] = max(6, int(stage["steps"] * scale))
+    data = {
+        "eval_prompts": {"kind": "renderer", "seed": 1003, "count": int(384 * scale)},
+        "eval_real": {"kind": "renderer", "seed": 1004, "count": int(512 * scale)},
+    }
+    if scale < 1:
+        data |= {name: {**mini()["data"][name], "count": int(192 * scale)} for name in ("prompts", "real")}
+    nothing = {"stages": dict.fromkeys(mini()["stages"])}
+    return configure("mini", [nothing, {"seed": seed, "data": data, "stages": stages}])
+
+
+def measure(seeds: int, run_dir: str, scale: float) -> list[dict]:
+    """Run every seed; a list of summaries."""
+    from raypref.remote import pipeline
+
+    summaries = []
+    for seed in range(seeds):
+        run = Store(cli.location(f"{run_dir}/seed-{seed}"))
+        summaries.append(pipeline.execute(configuration(seed, scale), run, run))
+    return summaries
+
+
+def collect(summaries: list[dict]) -> dict:
+    """Means with 95 % intervals of every model and metric, and of every claim's difference over the seeds."""
+    values = {stage["name"]: {} for stage in summaries[0]["stages"]}
+    for summary in summaries:
+        for stage in summary["stages"]:
+            for metric in METRICS:
+                value = stage["metrics"].get(metric)
+                if value is not None:
+                    values[stage["name"]].setdefault(metric, []).append(value)
+    claims = []
+    for text, metric, left, right in CLAIMS:
+        pairs = zip(values[left][metric], values[right][metric], strict=True)
+        mean, half = mean_interval([a - b for a, b in pairs])
+        verdict = "holds" if mean - half > 0 else "fails" if mean + half < 0 else "not shown"
+        claims.append({"claim": text, "metric": metric, "left": left, "right": right, "difference": mean, "half": half,
+                       "verdict": verdict})  # fmt: skip
+    table = {name: {m: mean_interval(v) for m, v in metrics.items()} for name, metrics in values.items()}
+    return {"seeds": len(summaries), "values": values, "table": table, "claims": claims}
+
+
+def markdown(result: dict) -> str:
+    lines = ["| model | " + " | ".join(m.replace("_", " ") for m in METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
+    for name, metrics in result["table"].items():
+        cells = [f"{metrics[m][0]:.3f} ± {metrics[m][1]:.3f}" if m in metrics else "–" for m in METRICS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", "| claim | difference (95 % interval) | verdict |", "|---|---|---|"]
+    for claim in result["claims"]:
+        what = f"{claim['metric'].replace('_', ' ')}: {claim['left']} − {claim['right']}"
+        lines.append(
+            f"| {claim['claim']} | {what} = {claim['difference']:.3f} ± {claim['half']:.3f} | **{claim['verdict']}** |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def plot(result: dict, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    for axis, metric in zip(figure.subplots(2, 3).flat, METRICS, strict=True):
+        names = [name for name in result["table"] if metric in result["table"][name]]
+        means, halves = zip(*(result["table"][name][metric] for name in names), strict=True)
+        axis.errorbar(means, range(len(names)), xerr=halves, fmt="o", color="#3b82f6", capsize=3)
+        for y, name in enumerate(names):
+            axis.plot(result["values"][name][metric], [y] * result["seeds"], ".", color="#8a8f98", alpha=0.6)
+        axis.set_yticks(range(len(names)), names)
+        axis.invert_yaxis()
+        axis.set_title(metric.replace("_", " "), fontsize=10)
+    figure.suptitle(f"{result['seeds']} seeds: mean and 95 % interval, each seed a dot", fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--run-dir", default="runs/orderings")
+    options.add_argument("--scale", type=float, default=1.0, help="below 1: a smaller smoke run")
+    options.add_argument("--out", type=Path, default=RESULTS)
+    arguments = options.parse_args()
+    if arguments.seeds < 2:
+        raise ValueError("--seeds must be 2 or more: an interval needs them")
+    result = collect(measure(arguments.seeds, arguments.run_dir, arguments.scale))
+    command = f"python benchmarks/miniature_orderings.py --seeds {arguments.seeds} --scale {arguments.scale:g}"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "miniature_orderings.json").write_text(json.dumps({"command": command, **result}, indent=1) + "\n")
+    (arguments.out / "miniature_orderings.md").write_text(f"`{command}`\n\n{markdown(result)}")
+    plot(result, arguments.out / "miniature_orderings.png")
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    sys.exit(cli.guarded(main))

@@ -1,0 +1,63 @@
+"""The kinds of sources, as the configuration gives them, and the words for a wrong one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Source(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FromPath(Source):
+    path: str = Field(min_length=1, description="local path or URI (s3://, gs://)")
+    limit: int | None = Field(None, ge=1, description="use only the first rows; none: all of them")
+
+
+class PromptsFile(FromPath):
+    """A file of prompts: .txt (one a line), .jsonl, .parquet, .csv, or .tsv (where quotes are ordinary characters)."""
+
+    kind: Literal["prompts"] = Field("prompts", description="a file of prompts")
+    column: str = Field("prompt", description="column (.jsonl: field) of the prompt; a column `id` is used if there")
+
+
+class ImageFolder(FromPath):
+    """A folder of images with metadata.jsonl (file_name, text, optional id), else with a .txt beside each image."""
+
+    kind: Literal["folder"] = Field("folder", description="a folder of images, searched recursively")
+    caption: str | None = Field(None, description="caption of the images that have none")
+
+
+class ImageParquet(FromPath):
+    """Parquet with encoded images; `path` may also be a folder or a glob."""
+
+    kind: Literal["parquet"] = Field("parquet", description="Parquet files; a column `id` is used if there")
+    image_column: str = Field("image", description="column of encoded images: binary, or a struct with `bytes`")
+    caption_column: str = Field("caption", description="column of captions")
+
+
+class WebDataset(FromPath):
+    """Uncompressed .tar shards, one or a glob; KEY.jpg (.png, ...) with KEY.txt, KEY.caption or KEY.json."""
+
+    kind: Literal["webdataset"] = Field("webdataset", description=".tar shards")
+
+
+class Renderer(Source):
+    """Drawn people of the miniature world, with captions."""
+
+    kind: Literal["renderer"] = Field("renderer", description="the miniature world")
+    seed: int = Field(ge=0, description="which world")
+    count: int = Field(ge=1, description="how many people")
+    start: int = Field(0, ge=0, description="index of the first one")
+
+
+def wrong(source: Source, field: str, problem: str) -> ValueError:
+    return ValueError(f"{source.kind} source: {field} {getattr(source, field)!r} {problem}")
+
+
+def need(source: Source, field: str, names: Iterable[str]) -> None:
+    if getattr(source, field) not in names:
+        raise wrong(source, field, f"is not in {source.path}; set {field} to one of: {', '.join(names)}")
