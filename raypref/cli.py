@@ -58,7 +58,14 @@ def load_config(arguments: argparse.Namespace) -> RunConfig:
         if not isinstance(overlay, dict):
             raise ValueError(f"--config {name}: expected a mapping of fields, such as 'seed: 1'")
         overlays.append(overlay)
-    return configure(arguments.recipe, overlays, arguments.assignments)
+    config = configure(arguments.recipe, overlays, arguments.assignments)
+    # workers have other working directories than the job
+    data = {
+        name: source.model_copy(update={"path": location(source.path)})
+        for name in ("prompts", "real", "eval_prompts", "eval_real")
+        if hasattr(source := getattr(config.data, name), "path")
+    }
+    return config.model_copy(update={"data": config.data.model_copy(update=data)})
 
 
 def location(uri: str) -> str:

@@ -49,10 +49,10 @@ def mini() -> dict:
     return {
         "model": {"base": "mini:pipeline", "resolution": 64},
         "data": {
-            "prompts": {"kind": "renderer", "seed": 1, "count": 192},
-            "real": {"kind": "renderer", "seed": 2, "count": 384},
-            "eval_prompts": {"kind": "renderer", "seed": 3, "count": 256},
-            "eval_real": {"kind": "renderer", "seed": 4, "count": 512},
+            "prompts": {"kind": "renderer", "seed": 2, "count": 192},
+            "real": {"kind": "renderer", "seed": 3, "count": 384},
+            "eval_prompts": {"kind": "renderer", "seed": 4, "count": 256},
+            "eval_real": {"kind": "renderer", "seed": 5, "count": 512},
             "eval_limit": 512,
             "shard_size": 32,
         },

@@ -40,8 +40,10 @@ SUMMARY = pa.schema(
 )
 
 
-def build_images(tasks: list[Task], store: Store, run: Store, config: RunConfig, report: Report) -> None:
-    """Make pools of one model and scores on pools, all in one stream.
+def build_images(
+    tasks: list[Task], store: Store, run: Store, config: RunConfig, report: Report, painter: type | None = None
+) -> None:
+    """Make pools of one model and scores on pools, all in one stream. `painter`: another class in the place of Painter.
 
     Raises TooManyRejected as soon as an artifact cannot end within `data.max_rejected`.
     """
@@ -62,7 +64,7 @@ def build_images(tasks: list[Task], store: Store, run: Store, config: RunConfig,
             if k not in painted or any(k not in done for done in missing.values())
         ]
     if items:
-        _stream(items, _Work(config, store.uri, run.uri, pools, scores), expected, report)
+        _stream(items, _Work(config, store.uri, run.uri, pools, scores), expected, report, painter or Painter)
     for task in tasks:
         manifest = finalize(store, task.path, task.kind, task.fields, sizes[task.spec.get("pool", task.path)])
         check_share(task.path, manifest["rejected"]["count"], expected[task.path], config)
@@ -75,14 +77,14 @@ class _Work:
         self.config, self.store, self.run, self.pools, self.scores = config, store, run, pools, scores
 
 
-def _stream(items: list[dict], work: _Work, expected: dict[str, int], report: Report) -> None:
+def _stream(items: list[dict], work: _Work, expected: dict[str, int], report: Report, painter: type) -> None:
     config, total = work.config, ray.cluster_resources()
     # one block a shard: Ray Data runs blocks side by side, and rows of one block after another
     stream = ray.data.from_items(items, override_num_blocks=len(items))
     used = []
     if work.pools:
         used.append(share(config, "generate", total))
-        stream = _actors(stream, Painter, used[-1], len(items), (work, used[-1].device))
+        stream = _actors(stream, painter, used[-1], len(items), (work, used[-1].device))
     if work.scores:
         used.append(share(config, "score", total))
         stream = _actors(stream, Scoring, used[-1], len(items), (work, used[-1].device))
@@ -125,22 +127,24 @@ class Painter:
     def __call__(self, batch: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([self._shard(row) for row in batch.to_pylist()], SUMMARY)
 
-    def _shard(self, row: dict) -> dict:
-        from raypref import shards
+    def paint(self, task: Task, index: list[dict], real: list[dict] | None) -> tuple[pa.Table, list[dict]]:
+        """Content of one pool shard, and what was set aside."""
+        from raypref.shards import pool_shard
 
+        return pool_shard(self.pipeline, self.work.config, task.spec, index, real)
+
+    def _shard(self, row: dict) -> dict:
         task = self.work.pools.get(row["pool"])
         name = shard_name(row["shard"])
         if task is None or self.store.exists(f"{row['pool']}/{name}.json"):
             return row | {"table": b"", "made": []}
         index = self.store.read_table(f"{task.parents[0]}/{name}.parquet").to_pylist()
         real = self.store.read_table(f"{task.spec['real']}/{name}.parquet").to_pylist() if "real" in task.spec else None
-        table, rejected = shards.pool_shard(self.pipeline, self.work.config, task.spec, index, real)
+        table, rejected = self.paint(task, index, real)
         write_shard(self.store, task.path, row["shard"], table, digest(task.fields), rejected)
         images = sum(map(len, table["images"].to_pylist()))
-        return row | {
-            "table": _pack(table.select(["prompt_id", "prompt", "images"])),
-            "made": [{"path": task.path, "kind": "pool", "images": images, "rejected": len(rejected)}],
-        }
+        made = {"path": task.path, "kind": "pool", "images": images, "rejected": len(rejected)}
+        return row | {"table": _pack(table.select(["prompt_id", "prompt", "images"])), "made": [made]}
 
 
 class Scoring:
