@@ -241,6 +241,9 @@ def finalize(store: Store, path: str, kind: str, fields: dict, shards: int) -> d
         "rejected": {"count": len(rejected), "reasons": reasons},
         "statistics": statistics,
     }
+    for name in store.names(path):
+        if name.endswith(".tmp"):  # of a writer that was killed
+            store.remove(f"{path}/{name}")
     store.write_json(f"{path}/manifest.json", manifest)
     return manifest
 

@@ -6,12 +6,12 @@ a mapping of name to `Stage`, in order, so `stages.easy.objective.beta=2500` is 
 
 from __future__ import annotations
 
-import difflib
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from raypref import overlays
+from raypref.overlays import closest, names
 from raypref.sources import ImageSource, PromptSource
 
 
@@ -227,11 +227,11 @@ def _problems(config: RunConfig):
     for role in ("preference", "features"):
         name = getattr(config.evaluation, role)
         if name is not None and name not in config.scorers:
-            yield f"evaluation.{role}: {name!r} is not in scorers ({_names(config.scorers)}); {_closest(name, config.scorers)}"
+            yield f"evaluation.{role}: {name!r} is not in scorers ({names(config.scorers)}); {closest(name, config.scorers)}"
     for name in config.evaluation.scorers:
         if name not in config.scorers:
-            yield f"evaluation.scorers: {name!r} is not in scorers ({_names(config.scorers)})"
-    known = ["base"]
+            yield f"evaluation.scorers: {name!r} is not in scorers ({names(config.scorers)})"
+    known, chains = ["base"], {"base": []}
     for name, stage in config.stages.items():
         where = f"stages.{name}"
         if name in ("base", "start", "previous", "real") or not name.replace("_", "").replace("-", "").isalnum():
@@ -243,9 +243,10 @@ def _problems(config: RunConfig):
         if stage.optim.warmup >= stage.steps:
             yield f"{where}.optim.warmup: {stage.optim.warmup} steps of warm-up leave none of {stage.steps} to train"
         start = known[-1] if stage.start == "previous" else stage.start
-        same = [config.stages[n] for n in lineage(config, start) if config.stages[n].module == stage.module]
+        same = [config.stages[n] for n in chains.get(start, []) if config.stages[n].module == stage.module]
         if same and same[-1].lora != stage.lora:
             yield f"{where}.lora: differs from that of an earlier stage of the same {stage.module}, whose adapter it continues"
+        chains[name] = [*chains.get(start, []), name]
         known.append(name)
 
 
@@ -260,10 +261,10 @@ def _domain_problems(config: RunConfig, where: str, stage: Stage, known: list[st
         if needs_real and config.data.real is None:
             yield f"{where}.{role}: needs real images; give data.real"
     if rule.scorer is not None and rule.scorer not in config.scorers:
-        hint = _closest(rule.scorer, config.scorers)
-        yield f"{where}.pairs.scorer: {rule.scorer!r} is not in scorers ({_names(config.scorers)}); {hint}"
+        hint = closest(rule.scorer, config.scorers)
+        yield f"{where}.pairs.scorer: {rule.scorer!r} is not in scorers ({names(config.scorers)}); {hint}"
     if rule.scorer is None and (rule.winner != "random" or rule.loser != "random" or rule.min_gap > 0):
-        yield f"{where}.pairs.scorer: {rule.winner} against {rule.loser} needs a scorer ({_names(config.scorers)})"
+        yield f"{where}.pairs.scorer: {rule.winner} against {rule.loser} needs a scorer ({names(config.scorers)})"
     if (rule.winner == "top") != (rule.loser == "bottom"):
         yield f"{where}.pairs: winner=top goes with loser=bottom, and only with it"
     if rule.k > 1 and rule.winner != "top":
@@ -303,110 +304,6 @@ def start_of(config: RunConfig, name: str) -> str:
     return names[names.index(name) - 1] if start == "previous" else start
 
 
-def lineage(config: RunConfig, model: str) -> list[str]:
-    """Stages that were trained, oldest first, to make `model` ('base': none)."""
-    chain: list[str] = []
-    while model != "base":
-        chain.insert(0, model)
-        model = start_of(config, model)
-    return chain
-
-
-def _names(mapping) -> str:
-    return ", ".join(mapping)
-
-
-def _closest(name: str, options, otherwise: str = "add it there or choose one of these") -> str:
-    match = difflib.get_close_matches(name, list(options), n=1)
-    return f"did you mean {match[0]!r}?" if match else otherwise
-
-
-def build(recipe: dict, overlays: list[dict] | None = None, assignments: list[str] | None = None) -> RunConfig:
-    """Merge YAML overlays and `path=value` assignments into a recipe's fields and validate the whole.
-
-    Raises ValueError with every problem, one a line, each naming field, value, and what is allowed.
-    """
-    tree = recipe
-    for overlay in overlays or []:
-        tree = merge(tree, overlay)
-    for text in assignments or []:
-        tree = merge(tree, assignment(text))
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ValueError(explain(error, tree)) from None
-
-
-def merge(base: Any, change: Any) -> Any:
-    """`change` laid over `base`. Mappings merge by key (None removes), unless their `kind` differs; the rest replaces."""
-    if not (isinstance(base, dict) and isinstance(change, dict)):
-        return change
-    if "kind" in change and "kind" in base and change["kind"] != base["kind"]:
-        base = {}
-    merged = {key: value for key, value in base.items() if not (key in change and change[key] is None)}
-    for key, value in change.items():
-        if value is not None or not isinstance(base.get(key), dict):
-            merged[key] = merge(base.get(key), value)
-    return merged
-
-
-def assignment(text: str) -> dict:
-    """'a.b=1' as {'a': {'b': 1}}; the value is YAML, so lists, null and true are what they look like."""
-    path, equals, value = text.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise ValueError(f"--set {text!r}: expected path=value, such as stages.easy.steps=100")
-    try:
-        tree = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--set {text!r}: the value is not valid YAML ({str(error).splitlines()[0]})") from None
-    for key in reversed(keys):
-        tree = {key: tree}
-    return tree
-
-
-def explain(error: ValidationError, tree: dict) -> str:
-    """All problems of a validation, one a line: field, what is wrong, the value, and a suggestion for unknown keys."""
-    lines = []
-    for item in error.errors():
-        path = ".".join(_path(tree, item["loc"]))
-        if item["type"] == "value_error":
-            lines += [f"{path}: {line}" if path else line for line in str(item["ctx"]["error"]).splitlines()]
-        elif item["type"] == "extra_forbidden":
-            allowed = list(_fields(RunConfig, item["loc"][:-1]))
-            lines.append(
-                f"{path}: unknown key; {_closest(str(item['loc'][-1]), allowed, 'allowed: ' + _names(allowed))}"
-            )
-        elif item["type"] == "missing":
-            lines.append(f"{path}: is required")
-        else:
-            lines.append(f"{path}: {item['msg']} (given: {item['input']!r})")
-    return f"{len(lines)} problem(s) in the configuration:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-def _path(tree: Any, loc: tuple) -> list[str]:
-    """Pydantic's location without the tags of unions, which are no part of the path that a user writes."""
-    path = []
-    for part in loc:
-        if isinstance(tree, dict) and part not in tree and part == tree.get("kind"):
-            continue
-        path.append(str(part))
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    return path
-
-
-def _fields(kind: Any, loc: tuple) -> dict:
-    """The fields that are allowed at a location."""
-    for part in loc:
-        options = [kind, *_leaves(kind)]
-        models = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        tagged = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
-        fields = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-        # a mapping's values (stages, scorers) are looked through by their annotation
-        kind = tagged[0] if tagged else fields[0] if fields else kind
-    models = [o for o in [kind, *_leaves(kind)] if isinstance(o, type) and issubclass(o, BaseModel)]
-    return models[0].model_fields if models else {}
-
-
-def _leaves(annotation: Any) -> list:
-    return [leaf for arg in get_args(annotation) for leaf in [arg, *_leaves(arg)]]
+def build(recipe: dict, changes: list[dict] | None = None, assignments: list[str] | None = None) -> RunConfig:
+    """A validated run from a recipe's fields, YAML overlays and `path=value` assignments. Raises ValueError (all problems)."""
+    return overlays.build(RunConfig, recipe, changes, assignments)

@@ -37,9 +37,9 @@ def evaluate(spec: dict, evaluation: Evaluation, store: Store, run: Store) -> di
             *(_latents(store, spec["pools"][role]) for role in ("images", "base"))
         )
     if evaluation.features and real:
-        result["frechet_distance"] = metrics.frechet_distance(
-            _clean(mine[evaluation.features]), _clean(real[evaluation.features])
-        )
+        features = _clean(mine[evaluation.features]), _clean(real[evaluation.features])
+        if min(map(len, features)) > 1:  # a single image has no covariance
+            result["frechet_distance"] = metrics.frechet_distance(*features)
     if spec["training"]:
         result["preference_accuracy"] = read_manifest(run, spec["training"])["statistics"].get("validation/accuracy")
     measured = None

@@ -16,6 +16,7 @@ class Progress:
     def __init__(self, name: str, total: int, unit: str):
         self.name, self.total, self.unit, self.done, self.note = name, total, unit, 0, ""
         self.started = self.printed = time.monotonic()
+        self.first: tuple[float, int] | None = None  # when the first items came: starting up is no measure of the rate
         self.bar = None
 
     def __enter__(self) -> Progress:
@@ -35,14 +36,16 @@ class Progress:
         """Count `number` more; `note` (the newest loss, say) is shown with it."""
         self.done += number
         self.note = note
+        self.first = self.first or (time.monotonic(), self.done)
         if self.bar is not None:
             self.bar.update(number)
             self.bar.set_postfix_str(note, refresh=False)
         elif time.monotonic() - self.printed > INTERVAL:
-            elapsed = time.monotonic() - self.started
-            rate = self.done / elapsed
-            left = _clock((self.total - self.done) / rate) if rate and self.done <= self.total else "?"
-            self._print(f"{rate:.1f} {self.unit}/s, {left} left" + (f", {note}" if note else ""))
+            since, before = self.first
+            elapsed = time.monotonic() - since
+            rate = (self.done - before) / elapsed if elapsed > 1 else 0
+            left = f"{rate:.1f} {self.unit}/s, {_clock((self.total - self.done) / rate)} left" if rate else "under way"
+            self._print(left + (f", {note}" if note else ""))
 
     def _print(self, text: str) -> None:
         self.printed = time.monotonic()

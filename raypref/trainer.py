@@ -21,7 +21,7 @@ from torch import Tensor
 from raypref import checkpoints, losses, noising
 from raypref.artifacts import Store
 from raypref.batches import Batch, Pairs, micro_batches
-from raypref.config import Optim, Stage
+from raypref.config import Optim, Stage, Statistics
 from raypref.journal import MetricsLog
 from raypref.models import POLICY, REFERENCE, Denoiser, adapter_state, add_adapters, export, load_pipeline, token_ids
 from raypref.monitoring import HeldOut
@@ -87,6 +87,8 @@ def train_stage(job: Job, context: Context, make_engine: MakeEngine) -> None:
         if save:
             log.close_part(loop.step)
             checkpoints.save(store, job.path, loop.step, engine, context, loop.average, training.keep_checkpoints)
+        if save or validate:
+            loop.clock = time.perf_counter()  # what came between steps is no training time
     _export(job, loop, engine, denoiser, settings, store, context)
     log.close()
 
@@ -142,14 +144,14 @@ def stage_loss(
     loss, metrics = losses.dpo(
         winner, loser, *losses.denoising_error(reference, target).chunk(2), objective.beta, batch.label.to(device)
     )
-    matching = objective.statistics
-    with torch.set_grad_enabled(matching is not None and torch.is_grad_enabled()):
+    matching = objective.statistics or Statistics(weight=0)  # the drift is shown in any case
+    with torch.set_grad_enabled(torch.is_grad_enabled() and matching.weight > 0):
         estimates = [
-            noising.clean_estimate(z_t, out, alpha, sigma, denoiser.prediction, matching.max_gain if matching else 4.0)
+            noising.clean_estimate(z_t, out, alpha, sigma, denoiser.prediction, matching.max_gain)
             for out in (output, reference)
         ]
-        stat_loss, stat_metrics = losses.statistics(*estimates, match=matching.match if matching else "mean")
-    if matching is not None:
+        stat_loss, stat_metrics = losses.statistics(*estimates, match=matching.match)
+    if matching.weight > 0:
         loss = loss + matching.weight * stat_loss
     return loss, metrics | stat_metrics
 

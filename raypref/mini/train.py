@@ -1,6 +1,7 @@
 """Trains all checkpoints of the miniature world from nothing: python -m raypref.mini.train.
 
-Parts, in this order: judge, vae (uses the judge's early features), base (uses the vae), scorer, clip. `--smoke` runs
+Parts, in this order: judge, vae (uses the judge's early features), decoder (more of the vae,
+latents unchanged), base (uses the vae), scorer, clip. `--smoke` runs
 all of them for a few steps. Figures on held-out people go to OUT/figures.json.
 """
 
@@ -16,11 +17,11 @@ import torch
 from raypref.mini.train_base import train_base
 from raypref.mini.train_clip import train_clip
 from raypref.mini.train_judge import train_judge
-from raypref.mini.train_vae import train_vae
+from raypref.mini.train_vae import train_decoder, train_vae
 from raypref.mini.training import write_json
 
 WEIGHTS = pathlib.Path(__file__).parent / "weights"
-STEPS = {"judge": 3000, "vae": 6000, "base": 8000, "scorer": 3000, "clip": 3000}
+STEPS = {"judge": 3000, "vae": 2600, "decoder": 2000, "base": 3000, "scorer": 3000, "clip": 3000}
 POOL_SIZE = 12_000
 SMOKE_STEPS, SMOKE_POOL = 2, 96
 
@@ -31,6 +32,8 @@ def train_part(part: str, out: pathlib.Path, seed: int, steps: int, pool_size: i
         return train_judge(out / "judge", seed + 10, steps, pool_size, device)
     if part == "vae":
         return train_vae(out / "pipeline" / "vae", seed, steps, pool_size, device, judge_path=out / "judge")
+    if part == "decoder":
+        return train_decoder(out / "pipeline" / "vae", seed + 2, steps, pool_size, device, out / "judge")
     if part == "base":
         return train_base(out / "pipeline", out / "judge", seed + 1, steps, pool_size, device)
     return train_clip(out / part, part, seed + {"scorer": 20, "clip": 30}[part], steps, pool_size, device)
@@ -39,7 +42,9 @@ def train_part(part: str, out: pathlib.Path, seed: int, steps: int, pool_size: i
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=WEIGHTS, help="folder of the weights")
-    parser.add_argument("--parts", default="judge,vae,base,scorer,clip", help="comma-separated, run in the given order")
+    parser.add_argument(
+        "--parts", default="judge,vae,decoder,base,scorer,clip", help="comma-separated, run in the given order"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="of every part chosen; default " + json.dumps(STEPS))
     parser.add_argument("--pool-size", type=int, default=POOL_SIZE, help="rendered training people")

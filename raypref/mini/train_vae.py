@@ -15,6 +15,7 @@ from raypref.mini.judge import Judge, load_judge
 from raypref.mini.networks import build_vae
 from raypref.mini.training import Average, Progress, halve_weights, optimizer_and_schedule
 
+BATCH = 16
 LATENT_STD = 2.0  # of every channel after training, so the scaling factor is 1 / 2: forgetting it would show
 
 
@@ -51,9 +52,9 @@ def train_vae(
     optimizer, schedule = optimizer_and_schedule(vae, 6e-3, steps)
     progress = Progress("vae", steps)
     for step in range(steps):
-        index_B = torch.randint(len(pool), (16,), generator=generator)
+        index_B = torch.randint(len(pool), (BATCH,), generator=generator)
         # Half of the images are real, the others any blend: the base model is trained on blends.
-        realism_B = torch.rand(16, generator=generator).mul(2).clamp(max=1)
+        realism_B = torch.rand(BATCH, generator=generator).mul(2).clamp(max=1)
         images = (2 * pool.images(index_B, realism_B) - 1).to(device, memory_format=torch.channels_last)
         posterior = vae.encode(images).latent_dist
         output = vae.decode(posterior.sample()).sample
@@ -73,6 +74,40 @@ def train_vae(
     vae.save_pretrained(out, safe_serialization=True)
     halve_weights(out)
     return vae_figures(vae, make_pool(HELD_OUT_SEED, min(pool_size, 512)), device)
+
+
+def train_decoder(
+    out: pathlib.Path, seed: int, steps: int, pool_size: int, device: str, judge_path: pathlib.Path
+) -> dict[str, float]:
+    """Go on with the decoder of the autoencoder in `out`; latents stay, so the base model may be trained meanwhile."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    pool, judge = make_pool(TRAIN_SEED, pool_size), load_judge(judge_path, device)
+    vae = AutoencoderKL.from_pretrained(out).to(device, memory_format=torch.channels_last)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    average, progress = Average(vae), Progress("decoder", steps)
+    optimizer, schedule = optimizer_and_schedule(vae, 4e-3, steps)
+    for step in range(steps):
+        index_B = torch.randint(len(pool), (BATCH,), generator=generator)
+        realism_B = torch.rand(BATCH, generator=generator).mul(2).clamp(max=1)
+        images = (2 * pool.images(index_B, realism_B) - 1).to(device, memory_format=torch.channels_last)
+        with torch.no_grad():
+            posterior = vae.encode(images).latent_dist
+            # Some noise: latents from a sampler are never quite on the encoder's manifold.
+            latents = posterior.sample() + 0.05 * LATENT_STD * torch.randn_like(posterior.mean)
+        output = vae.decode(latents).sample
+        loss = reconstruction_loss(output, images) + 0.1 * perceptual_loss(judge, output, images)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update(vae)
+        progress(step, loss=loss, l1=(output - images).abs().mean())
+    average.module.save_pretrained(out, safe_serialization=True)
+    halve_weights(out)
+    return vae_figures(average.module, make_pool(HELD_OUT_SEED, min(pool_size, 512)), device)
 
 
 @torch.no_grad()

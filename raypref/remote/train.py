@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import threading
 import traceback
+import uuid
 from collections.abc import Callable
 
 import ray
@@ -80,24 +80,27 @@ def train(task: Task, run: Store, config: RunConfig, report: Callable[[dict], No
         "start": task.spec["start"],
         "run": run.uri if "://" in run.uri else str(run.local),
     }
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={"config": config.model_dump(mode="json"), "job": job, "cpus": part.cpus},
-            torch_config=TorchConfig(backend="nccl" if part.gpus else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=part.actors,
-                use_gpu=part.gpus > 0,
-                resources_per_worker={"CPU": part.cpus, **({"GPU": part.gpus} if part.gpus else {})},
-            ),
-            # Ray's own storage holds nothing: checkpoints, metrics and adapters are files of the run directory
-            run_config=ray.train.RunConfig(
-                name=task.name,
-                storage_path=scratch,
-                failure_config=FailureConfig(max_failures=config.training.max_failures),
-            ),
-        )
+    scratch = f"{task.path}/ray"  # Ray asks for storage that all machines see; nothing of ours is in it
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"config": config.model_dump(mode="json"), "job": job, "cpus": part.cpus},
+        torch_config=TorchConfig(backend="nccl" if part.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=part.actors,
+            use_gpu=part.gpus > 0,
+            resources_per_worker={"CPU": part.cpus, **({"GPU": part.gpus} if part.gpus else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=uuid.uuid4().hex,
+            storage_path=f"{job['run']}/{scratch}",
+            failure_config=FailureConfig(max_failures=config.training.max_failures),
+        ),
+    )
+    try:
         _fit(trainer, run, task.path, report)
+    finally:
+        if run.exists(scratch):
+            run.delete(scratch)
     if run.exists(f"{task.path}/{FAILURE}"):
         failure = run.read_json(f"{task.path}/{FAILURE}")
         raise RuntimeError(
