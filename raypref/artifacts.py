@@ -12,7 +12,7 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,8 +217,13 @@ def finished_shards(store: Store, path: str, fingerprint: str) -> set[int]:
     return present
 
 
-def finalize(store: Store, path: str, kind: str, fields: dict, shards: int) -> dict:
-    """Write the manifest of a complete artifact from its shards' sidecars (and `rejected.parquet` before it)."""
+def finalize(
+    store: Store, path: str, kind: str, fields: dict, shards: int, check: Callable[[int, int], None] | None = None
+) -> dict:
+    """Write the manifest of a complete artifact from its shards' sidecars (and `rejected.parquet` before it).
+
+    `check` gets the numbers of rejected and of good rows and may raise before the artifact counts as complete.
+    """
     files, rejected, statistics, rows = [], [], {}, 0
     for index in range(shards):
         summary = store.read_json(f"{path}/{shard_name(index)}.json")
@@ -228,6 +233,8 @@ def finalize(store: Store, path: str, kind: str, fields: dict, shards: int) -> d
         rows += summary["rows"]
     if rejected:
         store.write(f"{path}/rejected.parquet", parquet_bytes(pa.Table.from_pylist(rejected, REJECTED)))
+    if check is not None:
+        check(len(rejected), rows)
     reasons: dict[str, int] = {}
     for row in rejected:
         reasons[row["reason"]] = reasons.get(row["reason"], 0) + 1
@@ -251,7 +258,7 @@ def finalize(store: Store, path: str, kind: str, fields: dict, shards: int) -> d
 def add_statistics(a: Any, b: Any) -> Any:
     """Sum of two statistics: numbers and lists of numbers add, mappings merge, `edges` of histograms stay."""
     if not a:
-        return b
+        return a if b is None else b
     if isinstance(a, dict):
         merged = {key: value if key == "edges" else add_statistics(value, b.get(key)) for key, value in a.items()}
         return merged | {key: value for key, value in b.items() if key not in a}

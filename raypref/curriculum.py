@@ -265,7 +265,7 @@ class _Planner:
         fields = {
             "pools": {role: digest(pool.fields) for role, pool in pools.items() if pool},
             "evaluation": evaluation,
-            "scorers": {n: s.model_dump(mode="json") for n, s in self._evaluation_scorers().items()},
+            "scorers": {n: s.model_dump(include={"kind", "args"}) for n, s in self._evaluation_scorers().items()},
         }
         parents = [path for paths in scores.values() for path in paths.values()]
         return _task("evaluate", f"{number}-{model}", fields, tuple(dict.fromkeys(parents)), model, spec)

@@ -60,6 +60,8 @@ def train_stage(job: Job, context: Context, make_engine: MakeEngine) -> None:
             store.pull(f"{job.start}/lora", folder)
             start = folder
         settings = add_adapters(denoiser, stage.module, stage.lora, start, seed_of(job.config.seed, job.stage, "lora"))
+    # now, since ZeRO-3 shards it and bfloat16 rounds it: what this stage's LoRA holds and does not train
+    kept = adapter_state(denoiser, {name: settings[name] for name in settings if name != stage.module})
     if training.gradient_checkpointing:
         denoiser.unet.enable_gradient_checkpointing()
     denoiser.train()
@@ -67,7 +69,7 @@ def train_stage(job: Job, context: Context, make_engine: MakeEngine) -> None:
     engine = make_engine(denoiser, job, accumulation, context)
     loop = _Loop()
     if stage.optim.ema:
-        loop.average = {name: value.clone() for name, value in engine.whole().items()}
+        loop.average = {name: value.float().clone() for name, value in engine.whole().items()}
     loop.step = loop.logged = checkpoints.resume(store, job.path, engine, context, loop.average)
     pairs = Pairs(store, job.pairs, seed_of(job.config.seed, job.stage))
     held_out = HeldOut(job, denoiser, pipeline, context)
@@ -89,7 +91,7 @@ def train_stage(job: Job, context: Context, make_engine: MakeEngine) -> None:
             checkpoints.save(store, job.path, loop.step, engine, context, loop.average, training.keep_checkpoints)
         if save or validate:
             loop.clock = time.perf_counter()  # what came between steps is no training time
-    _export(job, loop, engine, denoiser, settings, store, context)
+    _export(job, loop, engine, denoiser, settings, kept, store, context)
     log.close()
 
 
@@ -192,7 +194,14 @@ def _metrics(loop: _Loop, stage: Stage, context: Context) -> dict[str, float]:
 
 
 def _export(
-    job: Job, loop: _Loop, engine: Engine, denoiser: Denoiser, settings: dict, store: Store, context: Context
+    job: Job,
+    loop: _Loop,
+    engine: Engine,
+    denoiser: Denoiser,
+    settings: dict,
+    kept: dict,
+    store: Store,
+    context: Context,
 ) -> None:
     """Write the stage's LoRA (the average of its weights, where one is kept); every rank calls, rank 0 writes."""
     values = engine.whole()
@@ -200,6 +209,7 @@ def _export(
         values = {name: loop.average[name] for name in values}
     if context.rank == 0:
         with tempfile.TemporaryDirectory() as folder:
-            export(folder, adapter_state(denoiser, settings, values), settings, job.config.model.base)
+            trained = {job.row.module: settings[job.row.module]}
+            export(folder, adapter_state(denoiser, trained, values) | kept, settings, job.config.model.base)
             store.push(folder, f"{job.path}/lora")
     context.barrier()

@@ -86,7 +86,9 @@ class TorchEngine:
     def __init__(self, denoiser: Denoiser, job: Job, accumulation: int, context: Context):
         self.denoiser = denoiser.to(context.device)
         if job.config.training.precision == "bfloat16":
-            self.denoiser.to(torch.bfloat16)
+            for parameter in self.denoiser.parameters():
+                if not parameter.requires_grad:  # the adapter stays in float32, as ZeRO's master weights do
+                    parameter.data = parameter.data.bfloat16()
         self.accumulation, self.max_grad_norm = accumulation, job.row.optim.max_grad_norm
         self.parameters = trainable(denoiser)
         self.optimizer = adamw(denoiser, job.row)

@@ -1,8 +1,8 @@
 """Trains all checkpoints of the miniature world from nothing: python -m raypref.mini.train.
 
-Parts, in this order: judge, vae (uses the judge's early features), decoder (more of the vae,
-latents unchanged), base (uses the vae), scorer, clip. `--smoke` runs
-all of them for a few steps. Figures on held-out people go to OUT/figures.json.
+Parts, in this order: judge, vae (uses the judge's early features), decoder (more of the vae, latents unchanged), base
+(text encoder and U-Net, uses the vae), scorer, clip. `--smoke` runs all of them for a few steps. Figures on held-out
+people go to OUT/figures.json.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from raypref.mini.train_vae import train_decoder, train_vae
 from raypref.mini.training import write_json
 
 WEIGHTS = pathlib.Path(__file__).parent / "weights"
-STEPS = {"judge": 3000, "vae": 2600, "decoder": 2000, "base": 3000, "scorer": 3000, "clip": 3000}
-POOL_SIZE = 12_000
+STEPS = {"judge": 1200, "vae": 2600, "decoder": 3000, "base": 3500, "scorer": 900, "clip": 700}
+POOL_SIZE = 8_000
 SMOKE_STEPS, SMOKE_POOL = 2, 96
 
 

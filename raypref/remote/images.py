@@ -66,8 +66,14 @@ def build_images(
     if items:
         _stream(items, _Work(config, store.uri, run.uri, pools, scores), expected, report, painter or Painter)
     for task in tasks:
-        manifest = finalize(store, task.path, task.kind, task.fields, sizes[task.spec.get("pool", task.path)])
-        check_share(task.path, manifest["rejected"]["count"], expected[task.path], config)
+        finalize(
+            store,
+            task.path,
+            task.kind,
+            task.fields,
+            sizes[task.spec.get("pool", task.path)],
+            lambda bad, _, path=task.path: check_share(path, bad, expected[path], config),
+        )
 
 
 class _Work:

@@ -35,6 +35,7 @@ FREE = (
     "training.keep_checkpoints",
     "training.gradient_checkpointing",
     "evaluation.grid",
+    "data.max_rejected",
     "sampling.batch_size",
 )
 

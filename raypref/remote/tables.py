@@ -25,8 +25,14 @@ def build_index(task: Task, store: Store, config: RunConfig) -> int:
     fingerprint = digest(task.fields)
     write = ray.remote(listing.write_index).options(num_cpus=0.1)
     count = ray.get(write.remote(store, task.path, task.fields, fingerprint))
-    manifest = finalize(store, task.path, task.kind, task.fields, count)
-    check_share(task.path, manifest["rejected"]["count"], manifest["rows"] + manifest["rejected"]["count"], config)
+    manifest = finalize(
+        store,
+        task.path,
+        task.kind,
+        task.fields,
+        count,
+        lambda bad, good: check_share(task.path, bad, bad + good, config),
+    )
     return manifest["rows"]
 
 
@@ -34,7 +40,7 @@ def check_share(path: str, bad: int, total: int, config: RunConfig) -> None:
     if bad > config.data.max_rejected * total:
         raise TooManyRejected(
             f"{path}: {bad} of {total} rows are bad, more than data.max_rejected={config.data.max_rejected:g}. "
-            f"The reasons are in {path}/rejected.parquet and its shards' .json files; mend the source, or "
+            f"The shards' .json files in {path} list them with the reasons; mend the source, or "
             "raise data.max_rejected"
         )
 

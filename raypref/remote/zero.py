@@ -12,7 +12,9 @@ if not torch.cuda.is_available():
 
 import deepspeed
 import torch.distributed as dist
+from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor
+from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
 from raypref.models import Denoiser, trainable
 from raypref.workers import Context, Job, adamw
@@ -26,6 +28,8 @@ class ZeroEngine:
         training, optim = job.config.training, job.row.optim
         self.stage, self.accumulation, self.calls = training.zero_stage, accumulation, 0
         denoiser.to(context.device)
+        # its forward reads the shape of a submodule's weight, which ZeRO-3 gathers only inside that submodule
+        deepspeed.utils.set_z3_leaf_modules(denoiser, [CLIPTextEmbeddings])
         # reuses the process group that Ray Train has made
         deepspeed.init_distributed(dist_backend="nccl" if context.device.startswith("cuda") else "gloo", verbose=False)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
@@ -64,6 +68,8 @@ class ZeroEngine:
         return None if norm is None else float(norm)
 
     def whole(self) -> dict[str, Tensor]:
+        if self.engine.bfloat16_enabled():  # the optimizer's float32 copies; the module's own are rounded
+            return {name: safe_get_full_fp32_param(value).clone() for name, value in self.parameters.items()}
         with deepspeed.zero.GatheredParameters(
             list(self.parameters.values()), modifier_rank=None, enabled=self.stage == 3
         ):

@@ -1,0 +1,86 @@
+"""Every recipe is a whole, valid, documented run that its config.json replays."""
+
+import json
+
+import pytest
+
+from raypref.config import RunConfig, build
+from raypref.curriculum import plan
+from raypref.recipes import RECIPES, configure
+from raypref.scorers import TABLE
+
+DATA = ["data.real={kind: folder, path: photos}", "data.prompts={kind: prompts, path: prompts.txt}"]
+
+
+def config_of(name: str) -> RunConfig:
+    return configure(name, None, [] if name == "mini" else DATA)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_is_valid_documented_and_can_be_planned(name):
+    config = config_of(name)
+    assert config.recipe == name
+    assert len(RECIPES[name].__doc__.splitlines()[0]) > 30
+    assert plan(config)
+    for scorer in config.scorers.values():
+        assert scorer.kind in TABLE
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_config_json_replays_the_recipe(name):
+    config = config_of(name)
+    text = json.dumps(config.model_dump(mode="json"))
+    replayed = build(json.loads(text))
+    assert replayed == config
+    assert json.dumps(replayed.model_dump(mode="json")) == text
+    assert [t.path for t in plan(replayed)] == [t.path for t in plan(config)]
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "mini"])
+def test_recipe_without_its_data_says_which_is_missing(name):
+    with pytest.raises(ValueError, match=r"neither data\.prompts nor data\.real is given"):
+        configure(name)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "mini"])
+def test_recipe_runs_on_captions_of_real_images_alone(name):
+    assert plan(configure(name, None, DATA[:1]))
+
+
+def test_recipes_do_not_share_what_a_caller_could_change():
+    for make in RECIPES.values():
+        tree = make()
+        next(iter(tree["stages"].values()))["steps"] = -1
+        tree["scorers"].clear()
+        assert next(iter(make()["stages"].values()))["steps"] > 0 and make()["scorers"]
+
+
+def test_hgdpo_is_the_papers():
+    """METHODS.md: domains, steps and ranks of the four stages; beta 2500; each stage from the one before."""
+    config = config_of("hgdpo_sd15")
+    stages = config.stages
+    assert list(stages) == ["easy", "normal", "hard", "text_encoder"]
+    kinds = [(s.winner.kind, s.loser.kind) for s in stages.values()]
+    assert kinds == [
+        ("generated", "generated"),
+        ("reconstructed", "generated"),
+        ("real", "generated"),
+        ("generated", "generated"),
+    ]
+    assert [s.steps for s in stages.values()][:3] == [300_000, 20_000, 20_000]
+    assert [s.lora.rank for s in stages.values()] == [8, 8, 8, 64]
+    assert [s.module for s in stages.values()] == ["unet", "unet", "unet", "text_encoder"]
+    assert {s.objective.beta for s in stages.values()} == {2500}
+    assert [s.objective.statistics is not None for s in stages.values()] == [True, False, False, False]
+    assert {s.start for s in stages.values()} == {"previous"}
+    assert (stages["easy"].winner.count, stages["easy"].pairs.winner, stages["easy"].pairs.loser) == (
+        8,
+        "best",
+        "worst",
+    )
+    assert config.scorers[stages["easy"].pairs.scorer].kind == "pickscore"
+
+
+def test_unknown_recipe_is_refused_with_what_there_is():
+    with pytest.raises(ValueError, match="--recipe 'maxi': there are mini, hgdpo_sd15"):
+        configure("maxi")
