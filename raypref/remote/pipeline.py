@@ -140,7 +140,11 @@ def size(wave: list[Task], config: RunConfig, pools: Store) -> tuple[int, str]:
 def _claim(config: RunConfig, run: Store) -> None:
     """Write config.json and env.json of a new run directory; check those of an old one."""
     new = json.loads(config.model_dump_json())
-    if run.exists("config.json"):
+    try:
+        names = run.names()
+    except OSError as error:
+        raise ValueError(f"--run-dir {run.uri} cannot be read as a folder ({error}); choose another") from None
+    if "config.json" in names:
         changed = [line for line in differences(run.read_json("config.json"), new) if not line.startswith(FREE)]
         if changed:
             raise ValueError(
@@ -148,7 +152,7 @@ def _claim(config: RunConfig, run: Store) -> None:
                 + "\n  ".join(changed)
                 + "\nUse another --run-dir (with --pools to take over what can be), or set the fields back."
             )
-    elif names := [name for name in run.names() if not name.endswith(".log")]:
+    elif names := [name for name in names if not name.endswith(".log")]:
         raise ValueError(
             f"--run-dir {run.uri} is not empty and holds no config.json ({', '.join(names[:3])}); use another"
         )

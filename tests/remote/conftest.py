@@ -35,11 +35,10 @@ def short():
 
 @pytest.fixture(scope="session")
 def local_ray(short):
-    """A cluster with 4 logical CPUs whatever the machine has; the folder that its processes carry as their marker."""
+    """A cluster with 4 logical CPUs whatever the machine has; its temporary folder, by which its processes are found."""
     folder = short()
     env = cluster.WORKER_ENV | {
         "RAY_AUTH_MODE": "disabled",
-        "RAYPREF_TEST_CLUSTER": folder,
         "PYTHONPATH": str(world.REPO),
     }
     before = dict(os.environ)
@@ -72,4 +71,6 @@ def finished(local_ray, tiny, tmp_path_factory) -> SimpleNamespace:
     run = root / "run"
     clock = time.monotonic()
     summary = pipeline.execute(config, Store(str(run)), Store(str(run)))
-    return SimpleNamespace(config=config, run=run, summary=summary, seconds=time.monotonic() - clock, photos=root / "photos")
+    return SimpleNamespace(
+        config=config, run=run, summary=summary, seconds=time.monotonic() - clock, photos=root / "photos"
+    )

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -143,19 +143,20 @@ def tasks_of(config: RunConfig, kind: str | None = None) -> list[Task]:
 
 
 def walk(config: RunConfig, run: Path, pools: Path | None = None, until: str = "pool") -> None:
-    """What `execute` does, up to and with the first wave that has a task of kind `until`; the run is not claimed."""
+    """What `execute` does, up to and with the first wave that has a task of the kind or name `until`."""
     from raypref.progress import Progress
     from raypref.remote import pipeline
 
     run_store, pool_store = Store(str(run)), Store(str(pools or run))
+    pipeline._claim(config, run_store)
     for wave in waves(plan(config)):
         todo = [t for t in wave if read_manifest(pool_store if t.shared else run_store, t.path, t.fields) is None]
         if todo:
             with Progress(wave[0].name, 0, "items") as progress:
                 pipeline._run(todo, run_store, pool_store, config, progress)
-        if any(task.kind == until for task in wave):
+        if any(until in (task.kind, task.name) for task in wave):
             return
-    raise AssertionError(f"the plan has no task of kind {until}")
+    raise AssertionError(f"the plan has no task {until}")
 
 
 # files
@@ -170,13 +171,24 @@ def files(root: Path, pattern: str = "**/*") -> dict[str, tuple[int, int]]:
     }
 
 
-def hashes(root: Path, *folders: str) -> dict[str, str]:
-    """sha256 of each shard and list of rejected rows below these folders of a run."""
+def content(root: Path, *folders: str) -> dict[str, str]:
+    """sha256 of each Parquet file and each JSON file (sidecars, manifests) below these folders of a run."""
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for folder in folders
-        for path in sorted((root / folder).glob("**/*.parquet"))
+        for path in sorted((root / folder).rglob("*"))
+        if path.suffix in (".parquet", ".json")
     }
+
+
+def same_as(reference: Path, root: Path, *folders: str) -> int:
+    """Assert that these folders hold the same files and bytes as in the reference run, which may have more artifacts; how
+    many files that are."""
+    mine, theirs = content(root, *folders), content(reference, *folders)
+    artifacts = {name.rpartition("/")[0] for name in mine}
+    expected = {name: value for name, value in theirs.items() if name.rpartition("/")[0] in artifacts}
+    assert mine == expected
+    return len(mine)
 
 
 def manifest(root: Path, task: Task) -> dict:
@@ -206,10 +218,10 @@ def wait(what: Callable[[], object], seconds: float, describe: str, every: float
     raise AssertionError(f"waited {seconds} s in vain for {describe}")
 
 
-def workers(marker: str, name: str) -> list[psutil.Process]:
-    """Ray worker processes of the cluster whose temporary folder is `marker` and that run an actor with `name` in it."""
+def workers(folder: str, name: str) -> list[psutil.Process]:
+    """Processes of the cluster whose temporary folder this is that run an actor with `name` in its title."""
     found = []
-    for process in _marked(marker):
+    for process in processes(folder):
         with contextlib.suppress(psutil.Error):
             line = " ".join(process.cmdline())
             if line.startswith("ray::") and name in line:
@@ -217,19 +229,21 @@ def workers(marker: str, name: str) -> list[psutil.Process]:
     return found
 
 
-def _marked(marker: str) -> Iterator[psutil.Process]:
+def processes(folder: str) -> list[psutil.Process]:
+    """Of the cluster with this temporary folder: services, which have its name in their arguments, and their workers."""
+    found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get("RAYPREF_TEST_CLUSTER") == marker:
-                yield process
+            if process.pid != os.getpid() and f"{folder}/" in " ".join(process.cmdline()):
+                found |= {p.pid: p for p in (process, *process.children(recursive=True))}
+    return list(found.values())
 
 
-def end_cluster(marker: str) -> None:
-    """End what is left of a test's own cluster: every process that carries its marker, except this one."""
-    for process in _marked(marker):
-        if process.pid != os.getpid():
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+def end_cluster(folder: str) -> None:
+    """End what is left of a test's own cluster."""
+    for process in processes(folder):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 def environment(folder: str, **more: str) -> dict[str, str]:
@@ -239,7 +253,6 @@ def environment(folder: str, **more: str) -> dict[str, str]:
         "RAY_ADDRESS": "local",
         "RAY_AUTH_MODE": "disabled",
         "RAY_TMPDIR": folder,
-        "RAYPREF_TEST_CLUSTER": folder,
         "RAY_object_store_memory": "200000000",
         "PYTHONPATH": str(REPO),
         "OMP_NUM_THREADS": "1",
