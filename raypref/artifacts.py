@@ -7,6 +7,7 @@ comes last; its existence means that the artifact is complete.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -97,7 +98,8 @@ class Store:
             os.replace(temporary, target)
         except OSError as error:
             if local:
-                Path(temporary).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
             why = error.strerror or str(error)
             raise OSError(
                 error.errno, f"cannot write ({why}); free space, or choose another --run-dir", target

@@ -89,12 +89,30 @@ def guarded(work: Callable[[], None]) -> int:
 
 
 def root(error: BaseException) -> str:
-    """The message of what went wrong first, below the wrappers that Ray puts around it."""
+    """The message of what went wrong, without the wrappers that Ray puts around it."""
     seen = set()
     while id(error) not in seen:
         seen.add(id(error))
         failures = getattr(error, "worker_failures", None)
-        error = next(iter(failures.values())) if failures else getattr(error, "cause", None) or error.__cause__ or error
+        cause = next(iter(failures.values())) if failures else getattr(error, "cause", None)
+        kind = type(cause or error).__name__
+        if kind == "UserCodeException":  # itself the last part of the text
+            return _told(str(error).rpartition("\n\nThe above exception was the direct cause")[0])
+        if kind == "ActorDiedError":
+            return _told(str(error))
+        error = cause or error
     name = type(error).__name__
     text = str(error) or name
-    return text if isinstance(error, ValueError | RuntimeError | FloatingPointError) else f"{name}: {text}"
+    return text if isinstance(error, _CLEAR) else f"{name}: {text}"
+
+
+_CLEAR = (ValueError, RuntimeError, FloatingPointError)  # whose messages say enough without the type's name
+
+
+def _told(text: str) -> str:
+    """The message of an error that comes from a Ray Data actor as the text of a traceback alone."""
+    lines = text.strip().splitlines()
+    frames = [i for i, line in enumerate(lines) if line.startswith("  ") or "ray::" in line]
+    message = "\n".join(lines[max(frames, default=-1) + 1 :])
+    name, _, rest = message.partition(": ")
+    return rest if name in [kind.__name__ for kind in _CLEAR] else message

@@ -72,13 +72,11 @@ class _Planner:
     def _index_tasks(self) -> Iterator[Task]:
         data = self.config.data
         for name, source, other in (("prompts", data.prompts, data.eval_prompts), ("real", data.real, data.eval_real)):
-            if source is None:
-                continue
-            yield self._index(name, source, "all" if other else "train", None)
-            # without prompts of their own, evaluation prompts are the captions of the held-out real images
-            yield self._index(f"eval_{name}", other or source, "all" if other else "held_out", data.eval_limit)
-        if data.prompts is None and data.eval_prompts is not None:
-            yield self._index("eval_prompts", data.eval_prompts, "all", data.eval_limit)
+            if source is not None:
+                yield self._index(name, source, "all" if other else "train", None)
+            if other or source:
+                # without prompts of their own, evaluation prompts are the captions of the held-out real images
+                yield self._index(f"eval_{name}", other or source, "all" if other else "held_out", data.eval_limit)
 
     def _index(self, name: str, source: Any, part: str, limit: int | None) -> Task:
         data = self.config.data

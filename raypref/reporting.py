@@ -6,9 +6,13 @@ import json
 import time
 from itertools import islice
 
+import numpy as np
+from PIL import Image
+
 from raypref.artifacts import Store, iter_rows, read_manifest
 from raypref.config import RunConfig
 from raypref.curriculum import Task
+from raypref.images import MAX_PIXELS, decode, encode, grid
 from raypref.report import render
 
 EXAMPLES = 4  # pairs and rejected rows shown of each
@@ -38,8 +42,20 @@ def summarize(config: RunConfig, tasks: list[Task], run: Store, pools: Store, ti
         if {**old, "wall_s": 0} == json.loads(json.dumps({**summary, "wall_s": 0})) and run.exists("report.html"):
             return old
     run.write_json("summary.json", summary)
-    run.write("report.html", render(_report(config, tasks, run, pools, timing, summary)).encode())
+    data = _report(config, tasks, run, pools, timing, summary)
+    run.write("report.html", render(data).encode())
+    run.write("grid.png", contact_sheet(data["grids"]["columns"]))
     return summary
+
+
+def contact_sheet(columns: list[dict]) -> bytes:
+    """PNG with a row of images for each model, the same prompt below the same prompt; small images are enlarged."""
+    rows = []
+    for column in columns:
+        pictures = [decode(image, MAX_PIXELS, min_side=1) for image in column["images"] if image is not None]
+        scale = max(1, 128 // max(pictures[0].size))
+        rows.append([np.array(p.resize((p.width * scale, p.height * scale), Image.Resampling.NEAREST)) for p in pictures])
+    return encode(grid(rows, 2), "png")
 
 
 def _real(tasks: list[Task], run: Store) -> dict | None:

@@ -36,12 +36,10 @@ def select(
     pairs, reason = [], "fewer candidates than k pairs need"
     for i, j in zip(w[: rule.k], _distinct(w, l, same, rule.k), strict=False):
         gap = winners[i] - losers[j]
-        if same and rule.scorer is not None and gap == 0:
-            reason = "tie"
+        if same and rule.scorer is not None and gap <= 0:
+            reason = "tie" if gap == 0 else "random loser scores above the winner"
         elif rule.scorer is not None and gap < rule.min_gap:
             reason = "gap below min_gap"
-        elif same and rule.scorer is not None and gap < 0:
-            reason = "random loser scores above the winner"
         else:
             pairs.append(Choice(i, j, gap))
     return pairs, "" if len(pairs) == rule.k else reason

@@ -95,7 +95,7 @@ def _pool_row(row: dict, files: list, latents: Tensor, seeds: list[int], strengt
         "prompt_id": row["id"],
         "prompt": row["prompt"],
         "images": files,
-        "latents": [z.numpy().astype(np.float16).tobytes() for z in latents],
+        "latents": [z.half().numpy().tobytes() for z in latents],
         "latent_shape": list(latents.shape[1:]),
         "seeds": seeds,
         "strengths": strengths,

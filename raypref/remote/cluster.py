@@ -33,11 +33,14 @@ def connect() -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", WORKER_ENV["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"])
     debug = bool(os.environ.get("RAYPREF_DEBUG"))
+    if not debug:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's core prints warnings for developers as errors
     ray.init(address=address, runtime_env={"env_vars": WORKER_ENV}, logging_level=logging.WARNING, log_to_driver=debug)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # what fails in an actor ends the job with one message (cli.root); Ray Data would log it three times before that
+    logging.getLogger("ray.data").setLevel(logging.ERROR if debug else logging.CRITICAL)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ def local_ray(short):
     folder = short()
     env = cluster.WORKER_ENV | {
         "RAY_AUTH_MODE": "disabled",
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
         "PYTHONPATH": str(world.REPO),
     }
     before = dict(os.environ)
@@ -56,7 +57,7 @@ def local_ray(short):
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     yield folder
     ray.shutdown()
     os.environ.clear()

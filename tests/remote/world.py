@@ -47,7 +47,7 @@ def overlay(base: Path, real: Path | None = None) -> dict:
             "shard_size": 4,
             "max_rejected": 0.5,
         },
-        "sampling": {"steps": 4, "batch_size": 8},
+        "sampling": {"steps": 10, "batch_size": 8},
         "scorers": {
             "preference": {"kind": f"{SCORERS}:Brightness"},
             "features": {"kind": "color_statistics"},

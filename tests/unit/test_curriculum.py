@@ -254,3 +254,10 @@ def test_pool_that_is_made_from_another_of_the_wave_begins_a_new_one():
 
 def test_no_tasks_no_waves():
     assert list(waves([])) == []
+
+
+def test_real_images_for_evaluation_alone_give_a_frechet_distance():
+    data = {"prompts": {"kind": "prompts", "path": "/p.txt"}, "eval_real": {"kind": "folder", "path": "/photos"}}
+    tasks = plan(configure("diffusion_dpo_sd15", [{"data": data}]))
+    assert [t.name for t in tasks if t.kind == "index"] == ["prompts", "eval_prompts", "eval_real"]
+    assert all("real" in t.spec["pools"] for t in tasks if t.kind == "evaluate")
