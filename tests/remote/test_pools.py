@@ -14,8 +14,8 @@ from tests.remote import world
 
 @pytest.fixture(scope="module")
 def pool(local_ray, finished, tiny, tmp_path_factory):
-    """Images of the base model made by one painter and two scorers where `finished` had two and one."""
-    config = world.small(tiny, "resources.generate.actors=1", "resources.score.actors=2", "resources.score.cpus=0.5")
+    """Images of the base model made by two painters and two scorers where `finished` had one of each."""
+    config = world.small(tiny, "resources.generate.actors=2", "resources.score.actors=2")
     run = tmp_path_factory.mktemp("pool") / "run"
     world.walk(config, run)
     return config, run
@@ -74,7 +74,7 @@ def test_a_killed_painter_costs_no_image(local_ray, finished, tiny, tmp_path):
 
 def test_more_actors_than_there_is_room_for_is_an_error_and_no_hang(local_ray, finished, tiny, tmp_path):
     config = world.small(tiny, "resources.generate.cpus=64", "resources.wait_s=1")
-    with pytest.raises(RuntimeError, match=r"building images needs 128.2 CPU \(there are 4\).*wait_s=1 s.*resources"):
+    with pytest.raises(RuntimeError, match=r"building images needs 64.2 CPU \(there are 4\).*wait_s=1 s.*resources"):
         world.walk(config, tmp_path / "run")
     assert not (tmp_path / "run/pools").exists()
     config = world.small(tiny, "resources.train.cpus=3", "resources.wait_s=1")

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 from PIL import Image
+from safetensors import safe_open
 
 from raypref.artifacts import Store, read_manifest
 from raypref.config import RunConfig
@@ -70,7 +71,7 @@ def overlay(base: Path, real: Path | None = None) -> dict:
             "validate_pairs": 4,
         },
         "resources": {
-            "generate": {"actors": 2, "cpus": 0.3},
+            "generate": {"actors": 1, "cpus": 0.3},
             "score": {"actors": 1, "cpus": 0.2},
             "train": {"cpus": 0.3},
             "wait_s": 30,
@@ -199,10 +200,15 @@ def rejected(root: Path, task: Task) -> list[dict]:
     return Store(str(root)).read_table(f"{task.path}/rejected.parquet").to_pylist()
 
 
-def lora(root: Path, stage: str) -> dict[str, bytes]:
-    """The exported files of a stage that hold weights, by name."""
+def lora(root: Path, stage: str) -> dict[str, tuple]:
+    """Of each exported file of a stage the bits of its weights and its metadata (whose order in the file is random)."""
     [folder] = (root / "train").glob(f"*-{stage}-*/lora")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
+    return {str(path.relative_to(folder)): _weights(path) for path in sorted(folder.rglob("*.safetensors"))}
+
+
+def _weights(path: Path) -> tuple:
+    with safe_open(path, "np") as file:
+        return {name: file.get_tensor(name).tobytes() for name in file.keys()}, file.metadata()  # noqa: SIM118
 
 
 # processes
