@@ -102,7 +102,7 @@ class Store:
                     os.unlink(temporary)
             why = error.strerror or str(error)
             raise OSError(
-                error.errno, f"cannot write ({why}); free space, or choose another --run-dir", target
+                error.errno, f"cannot write ({why}); free space or choose another --run-dir", target
             ) from error
 
     def read(self, path: str) -> bytes:

@@ -74,12 +74,16 @@ def test_the_same_command_goes_on_after_the_driver_is_killed(finished, tiny, sho
     world.same_as(finished.run, run, "sources", "pools", "scores", "pairs")
     assert kept.items() <= world.files(run / pool.path).items(), "a finished shard was made again"
     before = world.files(run / "pools")
+    steps = (run / task.path / "metrics/00000000.jsonl").read_bytes()
 
     third = world.Driver(short(), tmp_path / "third", *arguments)
     assert third.end(300) == 0, third.stderr
     world.end_cluster(second.folder)
     assert "Traceback" not in third.stderr
     assert before.items() <= world.files(run / "pools").items()
+    assert (run / task.path / "metrics/00000000.jsonl").read_bytes() == steps, (
+        "began from the start, not the checkpoint"
+    )
     same_training(finished.run, run)
     world.same_as(finished.run, run, "sources", "pools", "scores", "pairs")
     mine, reference = (Store(str(root)).read_json("summary.json") for root in (run, finished.run))
