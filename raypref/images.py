@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # A closed list: PIL would otherwise offer the bytes to every plugin it has, among them ones that start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 64_000_000  # decode_many's limit, for images that this package wrote itself
+THREADS = 4  # of decoding and encoding beside a model
 
 _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -20,21 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raypref.config import Lora, Model
+from raypref.mini import locate
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 MODULES = ("unet", "text_encoder")
 POLICY, REFERENCE, BASE = "policy", "reference", "base"
-
-
-def locate(name: str) -> str:
-    """`mini:pipeline` as the folder of the weights that ship with raypref; any other name as it is."""
-    if not name.startswith("mini:"):
-        return name
-    folder = Path(__file__).parent / "mini" / "weights" / name.removeprefix("mini:")
-    if not folder.is_dir():
-        shipped = ", ".join(sorted(f"mini:{p.name}" for p in folder.parent.iterdir() if p.is_dir()))
-        raise ValueError(f"{name!r} does not ship with raypref; there are {shipped}")
-    return str(folder)
 
 
 def load_pipeline(

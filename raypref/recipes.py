@@ -45,7 +45,7 @@ def mini() -> dict:
     }
     training = {"steps": 100, "batch_size": 16, "module": "unet", "lora": lora}
     optim = {"lr": 5e-4, "warmup": 5, "weight_decay": 0.0}
-    losers = {"kind": "generated", "prompts": "real", "count": 2}
+    losers = {"kind": "generated", "prompts": "real", "count": 1}
     return {
         "model": {"base": "mini:pipeline", "resolution": 64},
         "data": {

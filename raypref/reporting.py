@@ -54,7 +54,9 @@ def contact_sheet(columns: list[dict]) -> bytes:
     for column in columns:
         pictures = [decode(image, MAX_PIXELS, min_side=1) for image in column["images"] if image is not None]
         scale = max(1, 128 // max(pictures[0].size))
-        rows.append([np.array(p.resize((p.width * scale, p.height * scale), Image.Resampling.NEAREST)) for p in pictures])
+        rows.append(
+            [np.array(p.resize((p.width * scale, p.height * scale), Image.Resampling.NEAREST)) for p in pictures]
+        )
     return encode(grid(rows, 2), "png")
 
 

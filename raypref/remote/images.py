@@ -20,7 +20,7 @@ import ray
 from raypref.artifacts import Store, digest, finalize, finished_shards, read_manifest, shard_name, write_shard
 from raypref.config import RunConfig
 from raypref.curriculum import Task, images_a_row
-from raypref.remote.cluster import share, wait_for
+from raypref.remote.cluster import quick_imports, share, wait_for
 from raypref.remote.tables import Report, check_share
 
 SUMMARY = pa.schema(
@@ -120,8 +120,11 @@ class Painter:
     """An actor that holds the wave's model and makes pool shards."""
 
     def __init__(self, work: _Work, device: str):
-        from raypref.models import load_pipeline
+        with quick_imports():
+            from raypref.models import load_pipeline
+            from raypref.pools import pool_shard
 
+        self.make = pool_shard
         self.work, self.store = work, Store(work.store)
         model = next(iter(work.pools.values())).model
         lora = next((t.parents[1] for t in work.pools.values() if model != "base"), None)
@@ -135,9 +138,7 @@ class Painter:
 
     def paint(self, task: Task, index: list[dict], real: list[dict] | None) -> tuple[pa.Table, list[dict]]:
         """Content of one pool shard, and what was set aside."""
-        from raypref.shards import pool_shard
-
-        return pool_shard(self.pipeline, self.work.config, task.spec, index, real)
+        return self.make(self.pipeline, self.work.config, task.spec, index, real)
 
     def _shard(self, row: dict) -> dict:
         task = self.work.pools.get(row["pool"])
@@ -157,17 +158,21 @@ class Scoring:
     """An actor that holds the scorers of a wave (each loaded when first needed) and makes score shards."""
 
     def __init__(self, work: _Work, device: str):
-        from raypref import scorers
+        with quick_imports():
+            from raypref.scorers import find, load
+            from raypref.scoring import score_shard
 
+            for task in work.scores:
+                find(task.spec["settings"]["kind"])
+
+        self.make = score_shard
         self.work, self.store = work, Store(work.store)
-        self.scorer = cache(lambda kind, args: scorers.load(kind, json.loads(args), device))
+        self.scorer = cache(lambda kind, args: load(kind, json.loads(args), device))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([self._shard(row) for row in batch.to_pylist()], SUMMARY)
 
     def _shard(self, row: dict) -> dict:
-        from raypref import shards
-
         name = shard_name(row["shard"])
         made = row.get("made") or []
         table = _unpack(row["table"]) if row.get("table") else None
@@ -178,7 +183,7 @@ class Scoring:
                 table = self.store.read_table(f"{row['pool']}/{name}.parquet", ["prompt_id", "prompt", "images"])
             settings = task.spec["settings"]
             scorer = self.scorer(settings["kind"], json.dumps(settings["args"]))
-            scores, rejected = shards.score_shard(scorer, table, settings["batch_size"])
+            scores, rejected = self.make(scorer, table, settings["batch_size"])
             write_shard(self.store, task.path, row["shard"], scores, digest(task.fields), rejected)
             images = sum(map(len, scores["values"].to_pylist()))
             made.append({"path": task.path, "kind": "score", "images": images, "rejected": len(rejected)})

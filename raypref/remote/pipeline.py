@@ -114,7 +114,8 @@ def _evaluate(task: Task, pools: Store, run: Store, config: RunConfig) -> None:
 
 @ray.remote
 def _measure(*arguments) -> dict:
-    from raypref.evaluation import evaluate  # in the task: the driver loads no torch
+    with cluster.quick_imports():
+        from raypref.evaluation import evaluate  # in the task: the driver loads no torch
 
     return evaluate(*arguments)
 

@@ -17,7 +17,7 @@ from raypref.artifacts import SCHEMA_VERSION, Store, digest
 from raypref.config import RunConfig
 from raypref.curriculum import Task
 from raypref.journal import read_parts
-from raypref.remote.cluster import share, wait_for
+from raypref.remote.cluster import quick_imports, share, wait_for
 
 FAILURE = "failure.json"
 
@@ -44,11 +44,12 @@ class RayContext:
 
 
 def _worker(arguments: dict) -> None:
-    import torch
+    with quick_imports():
+        import torch
 
-    from raypref.remote.zero import ZeroEngine
-    from raypref.trainer import train_stage
-    from raypref.workers import Job
+        from raypref.remote.zero import ZeroEngine
+        from raypref.trainer import train_stage
+        from raypref.workers import Job
 
     torch.set_num_threads(max(1, int(arguments["cpus"])))
     job = Job(config=RunConfig.model_validate(arguments["config"]), **arguments["job"])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
-from raypref.models import locate
+from raypref.mini import locate
 
 
 class OpenClip:

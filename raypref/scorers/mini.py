@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raypref.mini import locate
 from raypref.mini.judge import load_judge
-from raypref.models import locate
 
 
 class Attributes:

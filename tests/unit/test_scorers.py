@@ -12,8 +12,7 @@ from PIL import Image
 
 from raypref import scorers
 from raypref.metrics import color_statistics
-from raypref.mini import renderer
-from raypref.models import locate
+from raypref.mini import locate, renderer
 
 MINI = {
     "open_clip": {"model": "mini:scorer"},

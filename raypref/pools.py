@@ -1,4 +1,4 @@
-"""Image work as functions of its inputs: pool shards and score shards. Ray decides where they run; nothing here knows it.
+"""The content of pool shards: images generated, reconstructed or taken from disk. Ray decides where; nothing here knows it.
 
 Bad rows are set aside with a reason, never passed on and never the end of the job.
 """
@@ -6,8 +6,6 @@ Bad rows are set aside with a reason, never passed on and never the end of the j
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -17,18 +15,13 @@ import torch
 from torch import Tensor
 
 from raypref import generation, images
-from raypref.artifacts import POOL, SCORES
+from raypref.artifacts import POOL
 from raypref.batches import latent
 from raypref.config import RunConfig
 from raypref.listing import reject
 from raypref.models import decode_latents
 from raypref.seeds import seed_of
 from raypref.sources.fetching import fetch
-
-THREADS = 4  # of decoding and encoding beside the model
-
-
-# pools
 
 
 def pool_shard(
@@ -81,7 +74,7 @@ def _encoded(pipeline, config: RunConfig, latents: Tensor) -> list[bytes | None]
     batch is decoded."""
     pack = partial(images.encode, format=config.data.image_format, quality=config.data.image_quality)
     jobs = []
-    with ThreadPoolExecutor(THREADS) as threads, torch.inference_mode():
+    with ThreadPoolExecutor(images.THREADS) as threads, torch.inference_mode():
         for part in latents.split(config.sampling.batch_size):
             decoded = decode_latents(pipeline, part)
             finite = (decoded.isfinite().flatten(1).all(1).cpu() & part.half().isfinite().flatten(1).all(1)).tolist()
@@ -113,7 +106,7 @@ def _real_shard(pipeline, config: RunConfig, index: list[dict]) -> tuple[pa.Tabl
         except images.BadImage as error:
             return error
 
-    with ThreadPoolExecutor(THREADS) as threads:
+    with ThreadPoolExecutor(images.THREADS) as threads:
         arrays = list(threads.map(prepare, fetch([json.loads(row["ref"]) for row in index])))
     rejected = [
         reject(row["id"], getattr(a, "reason", "unreadable"), a)
@@ -124,45 +117,6 @@ def _real_shard(pipeline, config: RunConfig, index: list[dict]) -> tuple[pa.Tabl
     if not good:
         return POOL.empty_table(), rejected
     latents = generation.encode(pipeline, images.to_tensor([a for _, a in good]), config.sampling.batch_size)
-    files = images.encode_many([a for _, a in good], data.image_format, THREADS, data.image_quality)
+    files = images.encode_many([a for _, a in good], data.image_format, images.THREADS, data.image_quality)
     rows = [_pool_row(row, [file], z[None], [0], [0.0]) for (row, _), file, z in zip(good, files, latents, strict=True)]
     return pa.Table.from_pylist(rows, POOL), rejected
-
-
-# scores
-
-
-def score_shard(
-    scorer: Callable[[Tensor, list[str]], Tensor], pool: pa.Table, batch_size: int
-) -> tuple[pa.Table, list[dict]]:
-    """Raw values of every image of a pool shard, [images x width] a row; NaN (and set aside) where there is none."""
-    rows = pool.select(["prompt_id", "prompt", "images"]).to_pylist()
-    flat = [
-        (row["prompt_id"], number, row["prompt"], file) for row in rows for number, file in enumerate(row["images"])
-    ]
-    present = [item for item in flat if item[3] is not None]
-    values: dict[tuple[str, int], list[float]] = {}
-    for start in range(0, len(present), batch_size):
-        part = present[start : start + batch_size]
-        batch = images.to_tensor(images.decode_many([item[3] for item in part], THREADS))
-        result = scorer(batch, [item[2] for item in part]).float().cpu().reshape(len(part), -1)
-        values |= {item[:2]: row for item, row in zip(part, result.tolist(), strict=True)}
-    rejected = [
-        reject(f"{id}/{number}", "score is not finite", value)
-        for (id, number), value in values.items()
-        if not all(map(math.isfinite, value))
-    ]
-    width = max(map(len, values.values()), default=1)
-    for item in rejected:
-        id, _, number = item["id"].rpartition("/")
-        values[(id, int(number))] = [math.nan] * width
-    table = [
-        {
-            "prompt_id": row["prompt_id"],
-            "values": [
-                values.get((row["prompt_id"], number), [math.nan] * width) for number in range(len(row["images"]))
-            ],
-        }
-        for row in rows
-    ]
-    return pa.Table.from_pylist(table, SCORES), rejected

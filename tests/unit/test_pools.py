@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raypref import images, listing, shards
+from raypref import images, listing, pools, scoring
 from raypref.artifacts import INDEX, POOL, SCORES, Store, digest, finalize, iter_rows, parquet_bytes
 from raypref.batches import latent
 from raypref.mini import renderer
@@ -49,7 +49,7 @@ def real_index(tmp_path):
 
 
 def test_row_of_a_drawn_pool(config, pipeline):
-    table, rejected = shards.pool_shard(pipeline, config, GENERATED, index(0, 1, 2), None)
+    table, rejected = pools.pool_shard(pipeline, config, GENERATED, index(0, 1, 2), None)
     assert rejected == []
     assert table.schema == POOL
     rows = table.to_pylist()
@@ -69,14 +69,14 @@ def test_row_of_a_drawn_pool(config, pipeline):
 
 
 def test_drawn_shard_is_deterministic(config, pipeline):
-    made = [shards.pool_shard(pipeline, config, GENERATED, index(0, 1), None)[0] for _ in range(2)]
+    made = [pools.pool_shard(pipeline, config, GENERATED, index(0, 1), None)[0] for _ in range(2)]
     assert len({hashlib.sha256(parquet_bytes(table)).hexdigest() for table in made}) == 1
 
 
 def test_images_of_a_prompt_do_not_depend_on_the_shard(config, pipeline):
-    whole = shards.pool_shard(pipeline, config, GENERATED, index(0, 1, 2), None)[0].to_pylist()
-    (alone,) = shards.pool_shard(pipeline, config, GENERATED, index(1), None)[0].to_pylist()
-    more = shards.pool_shard(pipeline, config, GENERATED | {"count": 4}, index(1), None)[0].to_pylist()[0]
+    whole = pools.pool_shard(pipeline, config, GENERATED, index(0, 1, 2), None)[0].to_pylist()
+    (alone,) = pools.pool_shard(pipeline, config, GENERATED, index(1), None)[0].to_pylist()
+    more = pools.pool_shard(pipeline, config, GENERATED | {"count": 4}, index(1), None)[0].to_pylist()[0]
     assert alone["seeds"] == whole[1]["seeds"] == more["seeds"][:2]
     for i in range(2):
         expected = latent(whole[1]["latents"][i], LATENT)
@@ -87,7 +87,7 @@ def test_images_of_a_prompt_do_not_depend_on_the_shard(config, pipeline):
 @pytest.mark.parametrize("change", [{"seed": 6}, {"set": "real"}])
 def test_run_seed_and_prompt_set_change_the_images(config, pipeline, change):
     one, other = (
-        shards.pool_shard(pipeline, config, spec, index(0), None)[0] for spec in (GENERATED, GENERATED | change)
+        pools.pool_shard(pipeline, config, spec, index(0), None)[0] for spec in (GENERATED, GENERATED | change)
     )
     assert one["seeds"] != other["seeds"]
     assert one["latents"] != other["latents"]
@@ -96,7 +96,7 @@ def test_run_seed_and_prompt_set_change_the_images(config, pipeline, change):
 def test_images_that_are_not_finite_are_set_aside(config, pipeline):
     with torch.no_grad():
         pipeline.unet.conv_out.bias.fill_(math.nan)
-    table, rejected = shards.pool_shard(pipeline, config, GENERATED, index(0, 1), None)
+    table, rejected = pools.pool_shard(pipeline, config, GENERATED, index(0, 1), None)
     assert [row["id"] for row in rejected] == ["p0/0", "p0/1", "p1/0", "p1/1"]
     assert {row["reason"] for row in rejected} == {"not finite"}
     assert [row["images"] for row in table.to_pylist()] == [[None, None]] * 2
@@ -105,13 +105,13 @@ def test_images_that_are_not_finite_are_set_aside(config, pipeline):
 def test_latent_too_large_for_half_precision_is_set_aside(config, pipeline):
     with torch.no_grad():
         pipeline.unet.conv_out.weight.mul_(1e6)
-    _, rejected = shards.pool_shard(pipeline, config, GENERATED, index(0), None)
+    _, rejected = pools.pool_shard(pipeline, config, GENERATED, index(0), None)
     assert len(rejected) == 2
 
 
 def test_empty_shards(config, pipeline):
     for spec in (GENERATED, REAL):
-        table, rejected = shards.pool_shard(pipeline, config, spec, [], None)
+        table, rejected = pools.pool_shard(pipeline, config, spec, [], None)
         assert (table.num_rows, table.schema, rejected) == (0, POOL, [])
 
 
@@ -119,7 +119,7 @@ def test_empty_shards(config, pipeline):
 
 
 def test_row_of_a_real_pool(config, pipeline, real_index):
-    table, rejected = shards.pool_shard(pipeline, config, REAL, real_index, None)
+    table, rejected = pools.pool_shard(pipeline, config, REAL, real_index, None)
     assert rejected == []
     rows = table.to_pylist()
     for i, row in enumerate(rows):
@@ -156,20 +156,20 @@ def test_bad_real_images_are_set_aside_with_a_reason(config, pipeline, tmp_path)
     rows = list(iter_rows(store, "sources/real"))
     assert len(rows) == 4
     (folder / "a.png").rename(folder / "e.png")  # gone since it was listed
-    table, rejected = shards.pool_shard(pipeline, config, REAL, rows, None)
+    table, rejected = pools.pool_shard(pipeline, config, REAL, rows, None)
     assert table.num_rows == 0 and table.schema == POOL
     assert [row["id"] for row in rejected] == [row["id"] for row in rows]
     assert [row["reason"] for row in rejected][1:] == ["truncated", "unsupported", "too_small"]
     (folder / "e.png").rename(folder / "a.png")
-    table, rejected = shards.pool_shard(pipeline, config, REAL, rows, None)
+    table, rejected = pools.pool_shard(pipeline, config, REAL, rows, None)
     assert table["prompt"].to_pylist() == ["photo a"]
     assert len(rejected) == 3
 
 
 def test_reconstructions_are_of_the_real_latents_at_each_strength(config, pipeline, real_index):
-    real = shards.pool_shard(pipeline, config, REAL, real_index, None)[0].to_pylist()
+    real = pools.pool_shard(pipeline, config, REAL, real_index, None)[0].to_pylist()
     spec = {"domain": "reconstructed", "set": "real", "seed": 5, "strengths": [0.4, 1.0]}
-    table, rejected = shards.pool_shard(pipeline, config, spec, real_index, real)
+    table, rejected = pools.pool_shard(pipeline, config, spec, real_index, real)
     assert rejected == []
     rows = table.to_pylist()
     assert [row["prompt_id"] for row in rows] == [row["prompt_id"] for row in real]
@@ -181,14 +181,14 @@ def test_reconstructions_are_of_the_real_latents_at_each_strength(config, pipeli
         assert near < 0.7 * far
     # of another photo it is another image, with the same noise
     swapped = [real[1] | {"prompt_id": real[0]["prompt_id"], "prompt": real[0]["prompt"]}]
-    other = shards.pool_shard(pipeline, config, spec, real_index[:1], swapped)[0].to_pylist()[0]
+    other = pools.pool_shard(pipeline, config, spec, real_index[:1], swapped)[0].to_pylist()[0]
     assert other["seeds"] == rows[0]["seeds"] and other["latents"] != rows[0]["latents"]
 
 
 def test_reconstructions_skip_photos_that_were_set_aside(config, pipeline, real_index):
-    real = shards.pool_shard(pipeline, config, REAL, real_index, None)[0].to_pylist()
+    real = pools.pool_shard(pipeline, config, REAL, real_index, None)[0].to_pylist()
     spec = {"domain": "reconstructed", "set": "real", "seed": 5, "strengths": [0.4]}
-    table, _ = shards.pool_shard(pipeline, config, spec, real_index, real[1:])
+    table, _ = pools.pool_shard(pipeline, config, spec, real_index, real[1:])
     assert table["prompt_id"].to_pylist() == [row["prompt_id"] for row in real[1:]]
 
 
@@ -231,7 +231,7 @@ ROWS = {"a": [10, 20], "b": [30, None], "c": [None], "d": [40, 250]}
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_scores_are_keyed_by_prompt_and_image(batch_size):
     scorer = Grey()
-    table, rejected = shards.score_shard(scorer, pool(ROWS), batch_size)
+    table, rejected = scoring.score_shard(scorer, pool(ROWS), batch_size)
     assert table.schema == SCORES
     values = {row["prompt_id"]: [v[0] for v in row["values"]] for row in table.to_pylist()}
     assert values["a"] == [10, 20]
@@ -251,7 +251,7 @@ def test_scores_are_keyed_by_prompt_and_image(batch_size):
 
 
 def test_features_keep_their_width():
-    table, rejected = shards.score_shard(Grey(3), pool(ROWS), 64)
+    table, rejected = scoring.score_shard(Grey(3), pool(ROWS), 64)
     rows = {row["prompt_id"]: row["values"] for row in table.to_pylist()}
     assert rows["a"] == [[10, 11, 12], [20, 21, 22]]
     assert [len(v) for values in rows.values() for v in values] == [3] * 7
@@ -261,17 +261,17 @@ def test_features_keep_their_width():
 
 def test_prompt_ids_with_slashes(tmp_path):
     """As webdatasets have them."""
-    table, rejected = shards.score_shard(Grey(), pool({"shard-0/key/1": [250, 7]}), 64)
+    table, rejected = scoring.score_shard(Grey(), pool({"shard-0/key/1": [250, 7]}), 64)
     assert [row["id"] for row in rejected] == ["shard-0/key/1/0"]
     first, second = table.to_pylist()[0]["values"]
     assert math.isnan(first[0]) and second == [7]
 
 
 def test_shard_without_any_image():
-    table, rejected = shards.score_shard(Grey(), pool({"a": [None, None]}), 64)
+    table, rejected = scoring.score_shard(Grey(), pool({"a": [None, None]}), 64)
     assert all(math.isnan(v[0]) for v in table.to_pylist()[0]["values"])
     assert rejected == []
-    assert shards.score_shard(Grey(), POOL.empty_table(), 64)[0].num_rows == 0
+    assert scoring.score_shard(Grey(), POOL.empty_table(), 64)[0].num_rows == 0
 
 
 def test_index_rows_without_a_caption_are_set_aside(tmp_path):

@@ -1,0 +1,52 @@
+"""The content of score shards: raw values of every image of a pool shard, by one scorer.
+
+It imports no Diffusers: a scoring actor starts with its scorer's libraries alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pyarrow as pa
+from torch import Tensor
+
+from raypref import images
+from raypref.artifacts import SCORES
+from raypref.listing import reject
+
+
+def score_shard(
+    scorer: Callable[[Tensor, list[str]], Tensor], pool: pa.Table, batch_size: int
+) -> tuple[pa.Table, list[dict]]:
+    """Raw values of every image of a pool shard, [images x width] a row; NaN (and set aside) where there is none."""
+    rows = pool.select(["prompt_id", "prompt", "images"]).to_pylist()
+    flat = [
+        (row["prompt_id"], number, row["prompt"], file) for row in rows for number, file in enumerate(row["images"])
+    ]
+    present = [item for item in flat if item[3] is not None]
+    values: dict[tuple[str, int], list[float]] = {}
+    for start in range(0, len(present), batch_size):
+        part = present[start : start + batch_size]
+        batch = images.to_tensor(images.decode_many([item[3] for item in part], images.THREADS))
+        result = scorer(batch, [item[2] for item in part]).float().cpu().reshape(len(part), -1)
+        values |= {item[:2]: row for item, row in zip(part, result.tolist(), strict=True)}
+    rejected = [
+        reject(f"{id}/{number}", "score is not finite", value)
+        for (id, number), value in values.items()
+        if not all(map(math.isfinite, value))
+    ]
+    width = max(map(len, values.values()), default=1)
+    for item in rejected:
+        id, _, number = item["id"].rpartition("/")
+        values[(id, int(number))] = [math.nan] * width
+    table = [
+        {
+            "prompt_id": row["prompt_id"],
+            "values": [
+                values.get((row["prompt_id"], number), [math.nan] * width) for number in range(len(row["images"]))
+            ],
+        }
+        for row in rows
+    ]
+    return pa.Table.from_pylist(table, SCORES), rejected
