@@ -42,6 +42,7 @@ PAIRS = pa.schema(
         ("pair_id", pa.string()),
         ("prompt_id", pa.string()),
         ("prompt", pa.string()),
+        ("loser_prompt", pa.string()),  # the same, except in subject-driven pairs
         ("winner", pa.binary()),
         ("loser", pa.binary()),
         ("winner_latent", pa.binary()),

@@ -18,7 +18,7 @@ from raypref.artifacts import Store, read_manifest
 from raypref.noising import gaussian, timesteps
 from raypref.seeds import seed_of
 
-COLUMNS = ["pair_id", "prompt", "winner_latent", "loser_latent", "latent_shape", "label"]
+COLUMNS = ["pair_id", "prompt", "winner_latent", "loser_latent", "latent_shape", "label", "loser_prompt"]
 WINDOW = 16  # row groups that are shuffled together
 
 
@@ -28,6 +28,7 @@ class Batch:
 
     pair_ids: list[str]
     prompts: list[str]
+    loser_prompts: list[str]
     winner: Tensor
     loser: Tensor
     noise: Tensor
@@ -98,6 +99,7 @@ def make_batch(rows: list[dict], seeds: list[int], total_timesteps: int, flip: b
     return Batch(
         [row["pair_id"] for row in rows],
         [row["prompt"] for row in rows],
+        [row["loser_prompt"] for row in rows],
         winner,
         loser,
         gaussian(tuple(winner.shape[1:]), [seed_of(s, "noise") for s in seeds]),
@@ -106,15 +108,30 @@ def make_batch(rows: list[dict], seeds: list[int], total_timesteps: int, flip: b
     )
 
 
+def drawn_label(row: dict, seed: int, epoch: int) -> dict:
+    """The pair with its label drawn from the probability, once a pair and epoch (RPO)."""
+    draw = random.Random(seed_of(seed, "label", row["pair_id"], epoch)).random()
+    return row | {"label": float(draw < row["label"])}
+
+
 def micro_batches(
-    pairs: Pairs, step: int, batch_size: int, rank: int, world: int, micro: int, total_timesteps: int, flip: bool
+    pairs: Pairs,
+    step: int,
+    batch_size: int,
+    rank: int,
+    world: int,
+    micro: int,
+    total_timesteps: int,
+    flip: bool,
+    sampled: bool = False,
 ):
     """This worker's part of the global batch of a step, in forward-pass-sized pieces. A pair's place in the global batch
-    decides its noise, so the step is the same for any number of workers and any micro-batch."""
+    decides its noise, so the step is the same for any number of workers and any micro-batch. `sampled`: labels are drawn."""
     share = batch_size // world
     first = step * batch_size + rank * share
     for start in range(first, first + share, micro):
         positions = range(start, start + micro)
-        yield make_batch(
-            [pairs.at(p) for p in positions], [seed_of(pairs.seed, "pair", p) for p in positions], total_timesteps, flip
-        )
+        rows = [pairs.at(p) for p in positions]
+        if sampled:
+            rows = [drawn_label(row, pairs.seed, p // pairs.rows) for row, p in zip(rows, positions, strict=True)]
+        yield make_batch(rows, [seed_of(pairs.seed, "pair", p) for p in positions], total_timesteps, flip)

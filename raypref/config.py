@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from raypref import overlays
+from raypref import overlays, subjects
 from raypref.overlays import closest, names
 from raypref.sources import ImageSource, PromptSource
 
@@ -36,6 +36,8 @@ class Data(Strict):
     real: ImageSource | None = Field(None, description="real images with captions")
     eval_prompts: PromptSource | None = Field(None, description="none: a held-out share of the prompts")
     eval_real: ImageSource | None = Field(None, description="none: a held-out share of `real`")
+    validation_prompts: PromptSource | None = Field(None, description="of stages with a validation; in no other set")
+    token: str | None = Field(None, min_length=1, description="rare word that names the subject; scorers never see it")
     holdout: float = Field(0.05, gt=0, lt=1, description="share held out where no eval source is given")
     eval_limit: int = Field(1000, ge=2, description="most prompts and real images to evaluate on")
     shard_size: int = Field(64, ge=1, description="prompts a shard: the unit of work, of resuming and of a file")
@@ -91,12 +93,34 @@ Domain = Annotated[Generated | Reconstructed | Real, Field(discriminator="kind")
 class PairRule(Strict):
     """How one winner and one loser (or several) are picked from the candidates of one prompt."""
 
+    kind: Literal["score"] = "score"
     winner: Literal["best", "random", "top"] = Field("best", description="best score, seeded choice, or the top k")
     loser: Literal["worst", "random", "bottom"] = Field("worst", description="worst, seeded choice, or bottom k")
     k: int = Field(1, ge=1, description="for top and bottom: pairs a prompt (i-th best against i-th worst)")
     first: int | None = Field(None, ge=1, description="use only the first n images of each generated pool")
     scorer: str | None = Field(None, description="name of an entry of `scorers`; none needed when both are random")
     min_gap: float = Field(0.0, description="least score gap; ties are always dropped within one domain")
+
+
+class RewardRule(Strict):
+    """RPO: every winner against every loser, with Bradley-Terry probabilities of lambda-harmonic rewards as labels."""
+
+    kind: Literal["reward"] = "reward"
+    features: str = Field(description="entry of `scorers` that gives features of image and text side by side")
+    lambda_train: float = Field(0.0, ge=0, le=1, description="1 rewards the likeness alone, 0 (paper) the text alone")
+    temperature: float = Field(1.0, gt=0, description="of the labels: 1 is the paper's, below 1 is surer")
+    first: int | None = Field(None, ge=1, description="use only the first n images of each generated pool")
+
+    @property
+    def scorer(self) -> str:
+        return self.features
+
+
+def _rule_tag(value: Any) -> str:
+    return (value.get("kind", "score") if isinstance(value, dict) else getattr(value, "kind", "score")) or "score"
+
+
+Rule = Annotated[Annotated[PairRule, Tag("score")] | Annotated[RewardRule, Tag("reward")], Discriminator(_rule_tag)]
 
 
 class Statistics(Strict):
@@ -119,7 +143,39 @@ class SFT(Strict):
     kind: Literal["sft"] = "sft"
 
 
-Objective = Annotated[DPO | SFT, Field(discriminator="kind")]
+class RPO(Strict):
+    """Similarity to the winners (the subject's photos) plus the preference loss (RPO, arXiv 2407.12164)."""
+
+    kind: Literal["rpo"] = "rpo"
+    beta: float = Field(1.0, gt=0, description="for errors reduced by the mean over C, H, W; k = beta / 2")
+    similarity: float = Field(1.0, ge=0, description="weight of the winners' denoising error")
+    labels: Literal["sampled", "soft"] = Field("sampled", description="drawn once a pair and epoch, or probabilities")
+
+
+class DreamBooth(Strict):
+    """Denoising of the winners (the subject's photos) and, as prior preservation, of the losers (images of its class)."""
+
+    kind: Literal["dreambooth"] = "dreambooth"
+    prior: float = Field(1.0, ge=0, description="weight of the class images' error")
+
+
+Objective = Annotated[DPO | SFT | RPO | DreamBooth, Field(discriminator="kind")]
+
+
+class Validation(Strict):
+    """Images of `data.validation_prompts` from the weights of the moment, rewarded by lambda_val, choose the checkpoint."""
+
+    features: str = Field(description="entry of `scorers` that gives features of image and text side by side")
+    every: int = Field(40, ge=1, description="steps")
+    images: int = Field(1, ge=1, description="a prompt")
+    select: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="lambda_val whose best checkpoint is exported")
+    lambdas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), min_length=1, description="followed beside `select`"
+    )
+    patience: int | None = Field(
+        3, ge=1, description="validations without a new best before the stage ends; none: never"
+    )
+    stop: Literal["selected", "all"] = Field("selected", description="whose patience counts: `select`, or every lambda")
 
 
 class Lora(Strict):
@@ -147,7 +203,7 @@ class Stage(Strict):
 
     winner: Domain
     loser: Domain
-    pairs: PairRule = PairRule()
+    pairs: Rule = PairRule()
     objective: Objective = DPO()
     module: Literal["unet", "text_encoder"] = "unet"
     lora: Lora = Lora()
@@ -156,12 +212,14 @@ class Stage(Strict):
     batch_size: int = Field(ge=1, description="pairs an optimizer step, over all workers")
     flip: bool = Field(False, description="horizontal flips, winner and loser together")
     start: str = Field("previous", description="previous, base, or an earlier stage: start and reference model")
+    validation: Validation | None = None
 
 
 class Evaluation(Strict):
     preference: str = Field("preference", description="scorer whose mean and win rate are reported")
     features: str | None = Field(None, description="feature model (an entry of scorers) for the Frechet distance")
     scorers: tuple[str, ...] = Field((), description="further entries of `scorers` whose means are reported")
+    likeness: tuple[str, ...] = Field((), description="feature models (entries of scorers) for likeness to `real`")
     grid: int = Field(12, ge=1, description="prompts in the report's image grid")
 
 
@@ -228,9 +286,12 @@ def _problems(config: RunConfig):
         name = getattr(config.evaluation, role)
         if name is not None and name not in config.scorers:
             yield f"evaluation.{role}: {name!r} is not in scorers ({names(config.scorers)}); {closest(name, config.scorers)}"
-    for name in config.evaluation.scorers:
-        if name not in config.scorers:
-            yield f"evaluation.scorers: {name!r} is not in scorers ({names(config.scorers)})"
+    for role in ("scorers", "likeness"):
+        for name in getattr(config.evaluation, role):
+            if name not in config.scorers:
+                yield f"evaluation.{role}: {name!r} is not in scorers ({names(config.scorers)})"
+    if config.evaluation.likeness and config.data.real is None:
+        yield "evaluation.likeness: needs real images; give data.real"
     known, chains = ["base"], {"base": []}
     for name, stage in config.stages.items():
         where = f"stages.{name}"
@@ -239,6 +300,7 @@ def _problems(config: RunConfig):
         if stage.start not in ("previous", *known):
             yield f"{where}.start: {stage.start!r} is not base, previous or an earlier stage ({', '.join(known)})"
         yield from _domain_problems(config, where, stage, known)
+        yield from _validation_problems(config, where, stage)
         yield from _batch_problems(config, where, stage)
         if stage.optim.warmup >= stage.steps:
             yield f"{where}.optim.warmup: {stage.optim.warmup} steps of warm-up leave none of {stage.steps} to train"
@@ -261,8 +323,15 @@ def _domain_problems(config: RunConfig, where: str, stage: Stage, known: list[st
         if needs_real and config.data.real is None:
             yield f"{where}.{role}: needs real images; give data.real"
     if rule.scorer is not None and rule.scorer not in config.scorers:
-        hint = closest(rule.scorer, config.scorers)
-        yield f"{where}.pairs.scorer: {rule.scorer!r} is not in scorers ({names(config.scorers)}); {hint}"
+        field, hint = "features" if rule.kind == "reward" else "scorer", closest(rule.scorer, config.scorers)
+        yield f"{where}.pairs.{field}: {rule.scorer!r} is not in scorers ({names(config.scorers)}); {hint}"
+    if rule.kind == "score":
+        yield from _rule_problems(config, where, stage, rule)
+
+
+def _rule_problems(config: RunConfig, where: str, stage: Stage, rule: PairRule):
+    if stage.objective.kind == "rpo":
+        yield f"{where}.pairs: the objective rpo needs labels from rewards; give pairs.kind=reward and pairs.features"
     if rule.scorer is None and (rule.winner != "random" or rule.loser != "random" or rule.min_gap > 0):
         yield f"{where}.pairs.scorer: {rule.winner} against {rule.loser} needs a scorer ({names(config.scorers)})"
     if (rule.winner == "top") != (rule.loser == "bottom"):
@@ -279,6 +348,18 @@ def _domain_problems(config: RunConfig, where: str, stage: Stage, known: list[st
         size = min(size, rule.first or size)
         if size < 2 * rule.k:
             yield f"{where}: {size} candidate(s) a prompt cannot give {rule.k} pair(s) within one domain; raise count"
+
+
+def _validation_problems(config: RunConfig, where: str, stage: Stage):
+    if stage.validation is None:
+        return
+    name = stage.validation.features
+    if name not in config.scorers:
+        hint = closest(name, config.scorers)
+        yield f"{where}.validation.features: {name!r} is not in scorers ({names(config.scorers)}); {hint}"
+    for field in ("validation_prompts", "real"):
+        if getattr(config.data, field) is None:
+            yield f"{where}.validation: needs data.{field}"
 
 
 def _batch_problems(config: RunConfig, where: str, stage: Stage):
@@ -306,4 +387,4 @@ def start_of(config: RunConfig, name: str) -> str:
 
 def build(recipe: dict, changes: list[dict] | None = None, assignments: list[str] | None = None) -> RunConfig:
     """A validated run from a recipe's fields, YAML overlays and `path=value` assignments. Raises ValueError (all problems)."""
-    return overlays.build(RunConfig, recipe, changes, assignments)
+    return overlays.build(RunConfig, recipe, changes, assignments, subjects.expand)

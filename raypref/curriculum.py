@@ -13,6 +13,7 @@ from typing import Any
 from raypref.artifacts import digest
 from raypref.config import Generated, Real, Reconstructed, RunConfig, Scorer, Stage, prompt_set, start_of
 
+REFERENCES = ("base", "real", "real", ())  # the pool of real images, which validations compare with
 COLORS = "color_statistics"  # always measured on evaluation images, beside the configured scorers
 KINDS = ("index", "pool", "score", "pairs", "train", "evaluate")
 
@@ -77,6 +78,8 @@ class _Planner:
             if other or source:
                 # without prompts of their own, evaluation prompts are the captions of the held-out real images
                 yield self._index(f"eval_{name}", other or source, "all" if other else "held_out", data.eval_limit)
+        if data.validation_prompts and any(stage.validation for stage in self.config.stages.values()):
+            yield self._index("validation_prompts", data.validation_prompts, "all", None)
 
     def _index(self, name: str, source: Any, part: str, limit: int | None) -> Task:
         data = self.config.data
@@ -119,13 +122,12 @@ class _Planner:
                 if name in self.indexes:
                     wanted[("base", "real", name, ())] = evaluation if name == "eval_real" else {}
         for name, stage in self.config.stages.items():
-            for domain in (stage.winner, stage.loser):
-                key = self._key(domain, start_of(self.config, name))
+            keys = [self._key(domain, start_of(self.config, name)) for domain in (stage.winner, stage.loser)]
+            needs = [(key, stage.pairs.scorer) for key in keys]
+            needs += [(REFERENCES, stage.validation.features)] if stage.validation else []
+            for key, scorer in needs:
                 if key[0] == model:
-                    scorers = (
-                        {stage.pairs.scorer: self.config.scorers[stage.pairs.scorer]} if stage.pairs.scorer else {}
-                    )
-                    wanted[key] = wanted.get(key, {}) | scorers
+                    wanted[key] = wanted.get(key, {}) | ({scorer: self.config.scorers[scorer]} if scorer else {})
         wanted[(model, "generated", self.eval_prompts, ())] = evaluation
         for key, scorers in wanted.items():
             yield self._pool(key)
@@ -134,7 +136,8 @@ class _Planner:
 
     def _evaluation_scorers(self) -> dict[str, Scorer]:
         evaluation, scorers = self.config.evaluation, self.config.scorers
-        names = [evaluation.preference, *evaluation.scorers, *([evaluation.features] if evaluation.features else [])]
+        names = [evaluation.preference, *evaluation.scorers, *evaluation.likeness]
+        names += [evaluation.features] if evaluation.features else []
         return {name: scorers[name] for name in names} | {COLORS: Scorer(kind=COLORS)}
 
     def _pool(self, key: tuple) -> Task:
@@ -172,7 +175,8 @@ class _Planner:
 
     def _score(self, key: tuple, name: str, scorer: Scorer) -> Task:
         pool = self.pools[key]
-        settings = scorer.model_dump(mode="json", include={"kind", "args"})
+        token = {"token": self.config.data.token} if self.config.data.token else {}  # never shown to a scorer
+        settings = scorer.model_dump(mode="json", include={"kind", "args"}) | token
         fields = {"pool": digest(pool.fields), "scorer": settings}
         task = _task(
             "score",
@@ -180,7 +184,7 @@ class _Planner:
             fields,
             (pool.path,),
             pool.model,
-            {"pool": pool.path, "scorer": name, "settings": scorer.model_dump(mode="json")},
+            {"pool": pool.path, "scorer": name, "settings": scorer.model_dump(mode="json") | token},
         )
         self.scores[(pool.path, name)] = task
         return task
@@ -218,14 +222,17 @@ class _Planner:
     def _train(self, number: int, name: str, stage: Stage, pairs: Task, held_out: Task) -> Task:
         start = start_of(self.config, name)
         settings = stage.model_dump(mode="json", exclude={"winner", "loser", "pairs", "start"})
+        validation = self._validation(stage)
         fields = {
             "stage": settings,
             "pairs": digest(pairs.fields),
             "start": self.models[start],
             "seed": self.config.seed,
             "precision": self.config.training.precision,
+            "validation": {name: digest(task.fields) for name, task in validation.items()},
         }
         parents = (pairs.path, held_out.path, *([self.trained[start].path] if start != "base" else []))
+        parents += tuple(task.path for task in validation.values())
         task = _task(
             "train",
             f"{number}-{name}",
@@ -237,10 +244,18 @@ class _Planner:
                 "pairs": pairs.path,
                 "held_out": held_out.path,
                 "start": self.trained[start].path if start != "base" else None,
+                "validation": {name: task.path for name, task in validation.items()},
             },
         )
         self.models[name], self.trained[name] = digest(fields), task
         return task
+
+    def _validation(self, stage: Stage) -> dict[str, Task]:
+        """What a stage's validation reads: its prompts, and the features of the reference images."""
+        if stage.validation is None:
+            return {}
+        references = self.scores[(self.pools[REFERENCES].path, stage.validation.features)]
+        return {"prompts": self.indexes["validation_prompts"], "references": references}
 
     def _evaluate(self, number: int, model: str) -> Task:
         pools = {

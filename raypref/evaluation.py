@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from raypref import metrics
+from raypref import metrics, rewards
 from raypref.artifacts import Store, iter_rows, read_manifest
 from raypref.config import Evaluation
 from raypref.curriculum import COLORS
@@ -36,6 +36,8 @@ def evaluate(spec: dict, evaluation: Evaluation, store: Store, run: Store) -> di
         result["latent_mean_drift"] = metrics.latent_mean_drift(
             *(_latents(store, spec["pools"][role]) for role in ("images", "base"))
         )
+    for name in evaluation.likeness if real else ():
+        result[name] = float(rewards.cosines(_clean(mine[name]), _clean(real[name])).mean())
     if evaluation.features and real:
         features = _clean(mine[evaluation.features]), _clean(real[evaluation.features])
         if min(map(len, features)) > 1:  # a single image has no covariance

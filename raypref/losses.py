@@ -59,6 +59,13 @@ def sft(winner_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     return winner_B.mean(), {"error/winner": winner_B.detach().mean()}
 
 
+def dreambooth(winner_B: Tensor, loser_B: Tensor, prior: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """DreamBooth with prior preservation (arXiv 2208.12242, eq. 2): errors [B] of the subject's photos (winners) and, with
+    the weight `prior`, of images of its class (losers) -> scalar."""
+    loss = winner_B.mean() + prior * loser_B.mean()
+    return loss, {"error/winner": winner_B.detach().mean(), "error/loser": loser_B.detach().mean()}
+
+
 def channel_statistics(z0: Tensor, match: str) -> Tensor:
     """Spatial statistics of each latent [B, C, H, W]: mean [B, C]; mean_std [B, 2C]; covariance [B, C + C*C]."""
     flat = z0.float().flatten(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -11,16 +12,24 @@ from pydantic import BaseModel, ValidationError
 Config = TypeVar("Config", bound=BaseModel)
 
 
-def build(schema: type[Config], recipe: dict, overlays: list[dict] | None, assignments: list[str] | None) -> Config:
+def build(
+    schema: type[Config],
+    recipe: dict,
+    overlays: list[dict] | None,
+    assignments: list[str] | None,
+    expand: Callable[[dict], dict] = lambda tree: tree,
+) -> Config:
     """Merge YAML overlays and `path=value` assignments into a recipe's fields and validate the whole against a schema.
 
-    Raises ValueError with every problem, one a line, each naming field, value, and what is allowed.
+    `expand` turns shorthands of the merged tree into fields. Raises ValueError with every problem, one a line, each
+    naming field, value, and what is allowed.
     """
     tree = recipe
     for overlay in overlays or []:
         tree = merge(tree, overlay)
     for text in assignments or []:
         tree = merge(tree, assignment(text))
+    tree = expand(tree)
     try:
         return schema.model_validate(tree)
     except ValidationError as error:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
 
+from raypref import rewards
 from raypref.artifacts import PAIRS
-from raypref.config import PairRule
+from raypref.config import PairRule, RewardRule
 from raypref.seeds import seed_of
-from raypref.selection import select
+from raypref.selection import Choice, select
 
 
 def pair_shard(rule: PairRule, winner: dict, loser: dict, seed: int, same: bool) -> tuple[pa.Table, dict]:
@@ -39,6 +41,51 @@ def pair_shard(rule: PairRule, winner: dict, loser: dict, seed: int, same: bool)
     }
 
 
+def reward_shard(rule: RewardRule, winner: dict, loser: dict) -> tuple[pa.Table, dict]:
+    """RPO's pairs of one shard of losers: every winner (a reference image of the subject) against every loser.
+
+    Sides as in `pair_shard`; `winner` holds the whole pool, and scores are features of image and text side by side.
+    Both images of a pair are rewarded under the loser's prompt; the label is the winner's Bradley-Terry probability.
+    """
+    references = _features(winner)
+    reference_images = np.array([image for _, _, image, _ in references])
+    rows, dropped = [], {}
+    for row, number, image, text in _features(loser):
+        both = np.array([*reference_images, image])
+        s_img = rewards.similarity(rewards.cosines(both, reference_images)).mean(1)
+        s_txt = rewards.similarity(rewards.cosines(both, np.array([text])))[:, 0]
+        *of_references, reward = rewards.harmonic(s_img, s_txt, rule.lambda_train).tolist()
+        if not math.isfinite(reward):
+            dropped["no usable candidates"] = dropped.get("no usable candidates", 0) + 1
+            continue
+        for (w, index, _, _), w_reward in zip(references, of_references, strict=True):
+            choice = Choice(index, number, w_reward - reward)
+            scores = ({index: w_reward}, {number: reward})
+            pair = _pair_row(
+                f"{w['prompt_id']}~{row['prompt_id']}#{number}",
+                w,
+                row,
+                choice,
+                *scores,
+                winner["source"],
+                loser["source"],
+            )
+            rows.append(pair | {"label": rewards.preference(w_reward, reward, rule.temperature)})
+    counts = {f"{role}_sources": {side["source"]: len(rows)} for role, side in (("winner", winner), ("loser", loser))}
+    return pa.Table.from_pylist(rows, PAIRS), {"dropped": dropped, **counts}
+
+
+def _features(side: dict) -> list[tuple[dict, int, np.ndarray, np.ndarray]]:
+    """Of each image of a side its pool row, its number in it, its features and those of its prompt."""
+    found = {row["prompt_id"]: row["values"] for row in side["scores"].to_pylist()}
+    items = []
+    for row in side["pool"].to_pylist():
+        for number, file in enumerate(row["images"][: side["first"]]):
+            if file is not None:
+                items.append((row, number, *np.split(np.array(found[row["prompt_id"]][number]), 2)))
+    return items
+
+
 def _candidates(side: dict) -> Iterator[tuple[str, tuple[dict, list[float]]]]:
     """Of each prompt its pool row and the scores of the usable candidates (0 without a scorer, NaN for a missing image)."""
     scores = {}
@@ -55,6 +102,7 @@ def _pair_row(id: str, w: dict, l: dict, choice, w_scores, l_scores, w_source: s
         "pair_id": id,
         "prompt_id": w["prompt_id"],
         "prompt": w["prompt"],
+        "loser_prompt": l["prompt"],
         "winner": w["images"][choice.winner],
         "loser": l["images"][choice.loser],
         "winner_latent": w["latents"][choice.winner],

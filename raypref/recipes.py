@@ -117,6 +117,77 @@ def mini() -> dict:
     }
 
 
+_MINI_SCENES = [
+    f"{pose} {place}"
+    for pose in ("standing", "waving", "cheering", "posing")
+    for place in ("in the park", "on the beach", "in the street", "in a room", "in the snow")
+]
+_MINI_SCENES = [_MINI_SCENES[7 * i % 20] for i in range(20)]  # poses and places mixed
+
+
+def _subject_mini(stages: dict) -> dict:
+    """One drawn person with the rare token sks: 5 reference images, prompts that share no pose and place."""
+
+    def prompts(scenes: list[str], *kinds: str) -> dict:
+        return {"kind": "list", "prompts": [f"a {kind} of a sks person {s}" for kind in kinds for s in scenes]}
+
+    photos = {"kind": "renderer", "seed": 6, "count": 5, "identity": 0, "caption": "a photo of a sks person"}
+    evaluation = prompts(_MINI_SCENES[12:], "photo", "portrait", "picture")
+    evaluation["prompts"].append("a portrait of a sks person")
+    return mini() | {
+        "data": {
+            "token": "sks",
+            "real": photos,
+            "eval_real": photos,
+            "prompts": prompts(_MINI_SCENES[:8], "photo"),
+            "validation_prompts": prompts(_MINI_SCENES[8:12], "photo"),
+            "eval_prompts": evaluation,
+            "shard_size": 4,
+        },
+        "scorers": {
+            "reward": {"kind": "open_clip_pair", "args": {"model": "mini:clip"}},
+            "clip_t": {"kind": "open_clip", "args": {"model": "mini:scorer"}},
+            "clip_i": {"kind": "open_clip_features", "args": {"model": "mini:scorer"}},
+            "likeness": {"kind": "mini_features"},
+        },
+        "stages": stages,
+        "evaluation": {
+            "preference": "clip_t",
+            "likeness": ["clip_i", "likeness"],
+        },
+        "training": {**mini()["training"], "micro_batch": 4},
+    }
+
+
+def rpo_mini() -> dict:
+    """RPO on one person of the miniature world: 5 reference images, 8 prompts, 32 negatives; minutes on a laptop."""
+    easy = mini()["stages"]["easy"]
+    return _subject_mini(
+        {
+            "rpo": {
+                "winner": {"kind": "real"},
+                "loser": {"kind": "generated", "count": 4},
+                "pairs": {"kind": "reward", "features": "reward"},
+                "objective": {"kind": "rpo"},
+                "steps": 200,
+                "batch_size": 8,
+                "lora": easy["lora"],
+                "optim": {"lr": 1e-3, "warmup": 5, "weight_decay": 0.0},
+                "validation": {"features": "reward", "every": 10, "images": 4, "patience": 5},
+            }
+        }
+    )
+
+
+def dreambooth_mini() -> dict:
+    """DreamBooth-LoRA on the same person: prior preservation instead of a preference, no checkpoint chosen."""
+    stage = rpo_mini()["stages"]["rpo"]
+    recipe = _subject_mini({"dreambooth": stage | {"objective": {"kind": "dreambooth"}, "validation": None}})
+    recipe["stages"]["dreambooth"]["loser"] = {"kind": "generated", "count": 32}
+    recipe["data"]["prompts"] = {"kind": "list", "prompts": ["a photo of a person"]}
+    return recipe
+
+
 def _sd15(stages: dict) -> dict:
     """What the Stable Diffusion 1.5 recipes share; data.prompts and data.real are the user's to give."""
     return {
@@ -196,7 +267,7 @@ def sft_sd15() -> dict:
 
 
 RECIPES: dict[str, Callable[[], dict]] = {
-    f.__name__: f for f in (mini, hgdpo_sd15, diffusion_dpo_sd15, naive_real_sd15, sft_sd15)
+    f.__name__: f for f in (mini, rpo_mini, dreambooth_mini, hgdpo_sd15, diffusion_dpo_sd15, naive_real_sd15, sft_sd15)
 }
 
 

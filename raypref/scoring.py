@@ -17,9 +17,10 @@ from raypref.listing import reject
 
 
 def score_shard(
-    scorer: Callable[[Tensor, list[str]], Tensor], pool: pa.Table, batch_size: int
+    scorer: Callable[[Tensor, list[str]], Tensor], pool: pa.Table, batch_size: int, token: str | None = None
 ) -> tuple[pa.Table, list[dict]]:
-    """Raw values of every image of a pool shard, [images x width] a row; NaN (and set aside) where there is none."""
+    """Raw values of every image of a pool shard, [images x width] a row; NaN (and set aside) where there is none.
+    `token`: a subject's rare token, which the scorer does not see."""
     rows = pool.select(["prompt_id", "prompt", "images"]).to_pylist()
     flat = [
         (row["prompt_id"], number, row["prompt"], file) for row in rows for number, file in enumerate(row["images"])
@@ -29,7 +30,7 @@ def score_shard(
     for start in range(0, len(present), batch_size):
         part = present[start : start + batch_size]
         batch = images.to_tensor(images.decode_many([item[3] for item in part], images.THREADS))
-        result = scorer(batch, [item[2] for item in part]).float().cpu().reshape(len(part), -1)
+        result = scorer(batch, [without_token(item[2], token) for item in part]).float().cpu().reshape(len(part), -1)
         values |= {item[:2]: row for item, row in zip(part, result.tolist(), strict=True)}
     rejected = [
         reject(f"{id}/{number}", "score is not finite", value)
@@ -50,3 +51,8 @@ def score_shard(
         for row in rows
     ]
     return pa.Table.from_pylist(table, SCORES), rejected
+
+
+def without_token(prompt: str, token: str | None) -> str:
+    """'a photo of sks dog' as 'a photo of dog': feature models do not know the rare token (RPO)."""
+    return " ".join(word for word in prompt.split() if word.strip(",.!?") != token) if token else prompt

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from raypref.journal import MetricsLog
 from raypref.models import POLICY, REFERENCE, Denoiser, adapter_state, add_adapters, export, load_pipeline, token_ids
 from raypref.monitoring import HeldOut
 from raypref.seeds import seed_of
+from raypref.validation import Looks
 from raypref.workers import Context, Engine, Job
 
 MakeEngine = Callable[[Denoiser, Job, int, Context], Engine]
@@ -74,13 +76,20 @@ def train_stage(job: Job, context: Context, make_engine: MakeEngine) -> None:
     pairs = Pairs(store, job.pairs, seed_of(job.config.seed, job.stage))
     held_out = HeldOut(job, denoiser, pipeline, context)
     log = MetricsLog(job, context, loop.step)
-    while loop.step < stage.steps:
+    looks = Looks(job, denoiser, pipeline, context, loop.step) if stage.validation else None
+    export_to = partial(_export, job, loop, engine, denoiser, settings, kept, store, context)
+    while loop.step < stage.steps and not (looks and looks.stopped):
         _optimizer_step(job, loop, engine, denoiser, pipeline, pairs, context)
-        done = loop.step == stage.steps
+        looked = {}
+        if looks and looks.due(loop.step):
+            clock = time.perf_counter()
+            looked = looks.look(loop.step, export_to)
+            loop.clock += time.perf_counter() - clock  # a look is no training time
+        done = loop.step == stage.steps or (looks is not None and looks.stopped)
         save = done or loop.step % training.checkpoint_every == 0
         validate = done or loop.step % training.validate_every == 0
-        if save or validate or loop.step % training.log_every == 0:
-            row = _metrics(loop, stage, context)
+        if save or validate or looked or loop.step % training.log_every == 0:
+            row = _metrics(loop, stage, context) | looked
             if validate:
                 row |= held_out.accuracy(engine)
             log.write(loop.step, row)
@@ -91,7 +100,12 @@ def train_stage(job: Job, context: Context, make_engine: MakeEngine) -> None:
             checkpoints.save(store, job.path, loop.step, engine, context, loop.average, training.keep_checkpoints)
         if save or validate:
             loop.clock = time.perf_counter()  # what came between steps is no training time
-    _export(job, loop, engine, denoiser, settings, kept, store, context)
+    if looks is None:
+        export_to(f"{job.path}/lora")
+    elif context.rank == 0:
+        with tempfile.TemporaryDirectory() as folder:
+            store.pull(looks.choose(), folder)
+            store.push(folder, f"{job.path}/lora")
     log.close()
 
 
@@ -108,6 +122,7 @@ def _optimizer_step(
         job.config.training.micro_batch,
         denoiser.timesteps,
         stage.flip,
+        getattr(stage.objective, "labels", None) == "sampled",
     ):
         loss, metrics = stage_loss(engine, denoiser, pipeline, batch, stage, context.device)
         engine.backward(loss)
@@ -130,7 +145,8 @@ def stage_loss(
     """Loss and metrics of one batch; policy and reference each see winners and losers in one forward pass."""
     objective = stage.objective
     sides = [batch.winner] if objective.kind == "sft" else [batch.winner, batch.loser]
-    ids = token_ids(pipeline, batch.prompts).to(device)
+    shared = len(sides) == 1 or batch.prompts == batch.loser_prompts
+    ids = token_ids(pipeline, batch.prompts if shared else batch.prompts + batch.loser_prompts).to(device)
     z0 = torch.cat(sides).to(device)
     noise, t = batch.noise.to(device).repeat(len(sides), 1, 1, 1), batch.t.to(device).repeat(len(sides))
     alpha, sigma = noising.alpha_sigma(denoiser.alphas_cumprod, t)
@@ -140,12 +156,16 @@ def stage_loss(
     errors = losses.denoising_error(output, target)
     if objective.kind == "sft":
         return losses.sft(errors)
+    winner, loser = errors.chunk(2)
+    if objective.kind == "dreambooth":
+        return losses.dreambooth(winner, loser, objective.prior)
     with torch.no_grad():
         reference = engine(z_t, t, ids, REFERENCE)
-    winner, loser = errors.chunk(2)
     loss, metrics = losses.dpo(
         winner, loser, *losses.denoising_error(reference, target).chunk(2), objective.beta, batch.label.to(device)
     )
+    if objective.kind == "rpo":
+        return loss + objective.similarity * winner.mean(), metrics
     matching = objective.statistics or Statistics(weight=0)  # the drift is shown in any case
     with torch.set_grad_enabled(torch.is_grad_enabled() and matching.weight > 0):
         estimates = [
@@ -202,6 +222,7 @@ def _export(
     kept: dict,
     store: Store,
     context: Context,
+    target: str,
 ) -> None:
     """Write the stage's LoRA (the average of its weights, where one is kept); every rank calls, rank 0 writes."""
     values = engine.whole()
@@ -211,5 +232,5 @@ def _export(
         with tempfile.TemporaryDirectory() as folder:
             trained = {job.row.module: settings[job.row.module]}
             export(folder, adapter_state(denoiser, trained, values) | kept, settings, job.config.model.base)
-            store.push(folder, f"{job.path}/lora")
+            store.push(folder, target)
     context.barrier()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -49,6 +49,8 @@ class Job:
     held_out: str
     start: str | None  # path of the training artifact whose LoRA this stage continues
     run: str  # URI of the run directory
+    pools: str | None = None  # URI of the pool store, where a validation finds what it reads
+    validation: dict[str, str] = field(default_factory=dict)  # paths of its prompts and of its references' features
 
     @property
     def row(self) -> Stage:

@@ -138,7 +138,15 @@ def nuisance_seed(seed: int, index: int) -> int:
     return int(np.random.default_rng([seed, index, 2]).integers(2**31))
 
 
-def person(seed: int, index: int, realism: float = 1.0) -> tuple[str, np.ndarray]:
-    """(caption, image uint8 [64, 64, 3]) of person `index` of the world `seed`."""
+def person_attributes(seed: int, index: int, identity: int | None = None) -> dict[str, str]:
+    """Attributes of person `index`; with `identity` those of that person, in the pose and place of person `index`."""
     attributes = sample_attributes(seed, index)
+    if identity is None:
+        return attributes
+    return sample_attributes(seed, identity) | {name: attributes[name] for name in ("pose", "background")}
+
+
+def person(seed: int, index: int, realism: float = 1.0, identity: int | None = None) -> tuple[str, np.ndarray]:
+    """(caption, image uint8 [64, 64, 3]) of person `index` of the world `seed` (see `person_attributes`)."""
+    attributes = person_attributes(seed, index, identity)
     return caption(attributes), render(attributes, nuisance_seed(seed, index), realism)

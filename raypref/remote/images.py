@@ -183,7 +183,7 @@ class Scoring:
                 table = self.store.read_table(f"{row['pool']}/{name}.parquet", ["prompt_id", "prompt", "images"])
             settings = task.spec["settings"]
             scorer = self.scorer(settings["kind"], json.dumps(settings["args"]))
-            scores, rejected = self.make(scorer, table, settings["batch_size"])
+            scores, rejected = self.make(scorer, table, settings["batch_size"], settings.get("token"))
             write_shard(self.store, task.path, row["shard"], scores, digest(task.fields), rejected)
             images = sum(map(len, scores["values"].to_pylist()))
             made.append({"path": task.path, "kind": "score", "images": images, "rejected": len(rejected)})

@@ -85,7 +85,7 @@ def _run(tasks: list[Task], run: Store, pools: Store, config: RunConfig, progres
     elif task.kind == "pairs":
         tables.build_pairs(task, pools, run, progress.add)
     elif task.kind == "train":
-        train(task, run, config, lambda row: progress.add(row["step"] - progress.done, _note(row)))
+        train(task, run, pools, config, lambda row: progress.add(row["step"] - progress.done, _note(row)))
     else:
         _evaluate(task, pools, run, config)
         progress.add(1)

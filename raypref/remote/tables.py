@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,7 @@ import ray
 
 from raypref import listing, pairing
 from raypref.artifacts import Store, digest, finalize, finished_shards, read_manifest, shard_name, write_shard
-from raypref.config import PairRule, RunConfig
+from raypref.config import PairRule, RewardRule, RunConfig
 from raypref.curriculum import Task
 
 Report = Callable[[int], None]  # how many more are made
@@ -50,7 +50,9 @@ def build_pairs(task: Task, store: Store, run: Store, report: Report) -> None:
 
     Raises ValueError when no pair is left, with the counts of why.
     """
-    number = len(read_manifest(store, task.spec["winner"]["pool"])["files"])
+    # rewards compare every winner with every loser, so that only the losers' shards are split
+    over = "loser" if task.spec["rule"]["kind"] == "reward" else "winner"
+    number = len(read_manifest(store, task.spec[over]["pool"])["files"])
     done = finished_shards(run, task.path, digest(task.fields))
     items = [{"shard": k} for k in range(number) if k not in done]
     if items:
@@ -71,19 +73,27 @@ def build_pairs(task: Task, store: Store, run: Store, report: Report) -> None:
 def _select(batch: pa.Table, task: Task, store: Store, run: Store) -> pa.Table:
     counts = []
     for shard in batch["shard"].to_pylist():
-        name = f"{shard_name(shard)}.parquet"
-        sides = []
-        for role in ("winner", "loser"):
-            spec = task.spec[role]
-            scores = store.read_table(f"{spec['scores']}/{name}") if spec["scores"] else None
-            sides.append(spec | {"pool": store.read_table(f"{spec['pool']}/{name}"), "scores": scores})
-        same = task.spec["winner"]["pool"] == task.spec["loser"]["pool"]
-        table, statistics = pairing.pair_shard(
-            PairRule.model_validate(task.spec["rule"]), *sides, task.spec["seed"], same
-        )
+        winner, loser, rule = (task.spec[key] for key in ("winner", "loser", "rule"))
+        if rule["kind"] == "reward":
+            every = range(len(read_manifest(store, winner["pool"])["files"]))
+            sides = _side(winner, store, every), _side(loser, store, [shard])
+            table, statistics = pairing.reward_shard(RewardRule.model_validate(rule), *sides)
+        else:
+            sides = _side(winner, store, [shard]), _side(loser, store, [shard])
+            same = winner["pool"] == loser["pool"]
+            table, statistics = pairing.pair_shard(PairRule.model_validate(rule), *sides, task.spec["seed"], same)
         write_shard(run, task.path, shard, table, digest(task.fields), statistics=statistics)
         counts.append(table.num_rows)
     return pa.table({"pairs": pa.array(counts, pa.int64())})
+
+
+def _side(spec: dict, store: Store, shards: Iterable[int]) -> dict:
+    """A side of a pair with the rows of some shards of its pool and scores."""
+
+    def rows(path: str | None) -> pa.Table | None:
+        return path and pa.concat_tables(store.read_table(f"{path}/{shard_name(shard)}.parquet") for shard in shards)
+
+    return spec | {"pool": rows(spec["pool"]), "scores": rows(spec["scores"])}
 
 
 def _describe(task: Task, run: Store, manifest: dict) -> None:

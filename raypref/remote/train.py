@@ -63,7 +63,7 @@ def _worker(arguments: dict) -> None:
         raise  # ends the whole group, whose other workers may wait in a collective
 
 
-def train(task: Task, run: Store, config: RunConfig, report: Callable[[dict], None]) -> None:
+def train(task: Task, run: Store, pools: Store, config: RunConfig, report: Callable[[dict], None]) -> None:
     """Run a stage to its end and write its manifest. `report` gets each new row of metrics.
 
     Raises RuntimeError with the worker's message on an error that a restart cannot mend (such as a loss that is not finite).
@@ -80,6 +80,8 @@ def train(task: Task, run: Store, config: RunConfig, report: Callable[[dict], No
         "held_out": task.spec["held_out"],
         "start": task.spec["start"],
         "run": run.uri if "://" in run.uri else str(run.local),
+        "pools": pools.uri,
+        "validation": task.spec["validation"],
     }
     scratch = f"{task.path}/ray"  # Ray asks for storage that all machines see; nothing of ours is in it
     trainer = TorchTrainer(

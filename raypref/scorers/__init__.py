@@ -18,6 +18,8 @@ from torch import Tensor
 TABLE = {
     "open_clip": "raypref.scorers.clip:OpenClip",
     "open_clip_features": "raypref.scorers.clip:OpenClipFeatures",
+    "open_clip_pair": "raypref.scorers.clip:OpenClipPair",
+    "align_pair": "raypref.scorers.align:AlignPair",
     "pickscore": "raypref.scorers.pickscore:PickScore",
     "color_statistics": "raypref.scorers.color:ColorStatistics",
     "mini_attributes": "raypref.scorers.mini:Attributes",

@@ -42,10 +42,13 @@ class OpenClip:
             )
         return F.normalize(self.model.encode_image(T.normalize(images, config["mean"], config["std"])).float(), dim=-1)
 
+    def text_features(self, prompts: list[str]) -> Tensor:
+        """Unit-length text features [B, D]."""
+        return F.normalize(self.model.encode_text(self.tokenizer(prompts).to(self.device)).float(), dim=-1)
+
     @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        texts = F.normalize(self.model.encode_text(self.tokenizer(prompts).to(self.device)).float(), dim=-1)
-        cosine = (self.features(images) * texts).sum(1)
+        cosine = (self.features(images) * self.text_features(prompts)).sum(1)
         return cosine * self.model.logit_scale.exp() if self.scale else cosine
 
 
@@ -55,3 +58,11 @@ class OpenClipFeatures(OpenClip):
     @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.features(images)
+
+
+class OpenClipPair(OpenClip):
+    """Features of image and text side by side [B, 2D], for rewards of likeness and text alignment."""
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return torch.cat([self.features(images), self.text_features(prompts)], dim=1)

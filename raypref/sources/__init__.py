@@ -20,16 +20,27 @@ from pydantic import Field
 
 from raypref.sources.files import MAX_TEXT, Row
 from raypref.sources.folders import folder_rows
-from raypref.sources.kinds import FromPath, ImageFolder, ImageParquet, PromptsFile, Renderer, WebDataset, wrong
+from raypref.sources.kinds import (
+    FromPath,
+    ImageFolder,
+    ImageParquet,
+    PromptList,
+    PromptsFile,
+    Renderer,
+    WebDataset,
+    wrong,
+)
 from raypref.sources.tables import image_parquet_rows, prompt_rows
 from raypref.sources.tars import tar_rows
 
-PromptSource = Annotated[PromptsFile | Renderer, Field(discriminator="kind")]
+PromptSource = Annotated[PromptsFile | PromptList | Renderer, Field(discriminator="kind")]
 ImageSource = Annotated[ImageFolder | ImageParquet | WebDataset | Renderer, Field(discriminator="kind")]
 
 
-def iter_prompts(source: PromptsFile | Renderer) -> Iterator[dict[str, str]]:
+def iter_prompts(source: PromptsFile | PromptList | Renderer) -> Iterator[dict[str, str]]:
     """Rows {"id", "prompt"}, with "error" in rows to set aside. ValueError at once for a wrong source."""
+    if isinstance(source, PromptList):
+        return ({"id": f"{index:08d}", "prompt": prompt} for index, prompt in enumerate(source.prompts))
     rows = _renderer_rows(source) if isinstance(source, Renderer) else _listed(source, prompt_rows(source))
     return ({"id": id, "prompt": prompt} | {k: v for k, v in ref.items() if k == "error"} for id, prompt, ref in rows)
 
@@ -89,8 +100,10 @@ def _text(value: Any) -> tuple[str, str]:
 
 
 def _renderer_rows(source: Renderer) -> Iterator[tuple[str, str, dict]]:
-    from raypref.mini.renderer import caption, sample_attributes  # the caption of `person`, without drawing it
+    from raypref.mini.renderer import caption, person_attributes  # the caption of `person`, without drawing it
 
     for index in range(source.start, source.start + source.count):
-        ref = {"kind": "renderer", "seed": source.seed, "index": index}
-        yield f"{index:08d}", caption(sample_attributes(source.seed, index)), ref
+        who = {} if source.identity is None else {"identity": source.identity}
+        ref = {"kind": "renderer", "seed": source.seed, "index": index} | who
+        text = source.caption or caption(person_attributes(source.seed, index, source.identity))
+        yield f"{index:08d}", text, ref

@@ -106,7 +106,7 @@ def _read_renderer(path: None, wanted: dict[int, dict]) -> Iterator[tuple[int, A
     from raypref.mini.renderer import person
 
     for position, ref in wanted.items():
-        yield position, encode(person(ref["seed"], ref["index"])[1], "png")
+        yield position, encode(person(ref["seed"], ref["index"], identity=ref.get("identity"))[1], "png")
 
 
 def _read_nothing(path: Any, wanted: dict[int, dict]) -> Iterator[tuple[int, Any]]:

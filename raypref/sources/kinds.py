@@ -24,6 +24,13 @@ class PromptsFile(FromPath):
     column: str = Field("prompt", description="column (.jsonl: field) of the prompt; a column `id` is used if there")
 
 
+class PromptList(Source):
+    """Prompts written down in the configuration itself."""
+
+    kind: Literal["list"] = Field("list", description="prompts in the configuration")
+    prompts: tuple[str, ...] = Field(min_length=1, description="the prompts")
+
+
 class ImageFolder(FromPath):
     """A folder of images with metadata.jsonl (file_name, text, optional id), else with a .txt beside each image."""
 
@@ -52,6 +59,8 @@ class Renderer(Source):
     seed: int = Field(ge=0, description="which world")
     count: int = Field(ge=1, description="how many people")
     start: int = Field(0, ge=0, description="index of the first one")
+    identity: int | None = Field(None, ge=0, description="every image shows this person, in other poses and places")
+    caption: str | None = Field(None, description="of every image; none: what the image shows")
 
 
 def wrong(source: Source, field: str, problem: str) -> ValueError:

@@ -1,0 +1,131 @@
+"""RPO's validation: images of the validation prompts from the weights of the moment choose the checkpoint.
+
+Similarities are stored raw, so one run follows every lambda_val: a checkpoint is kept as long as it is the best of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from raypref import rewards, scorers
+from raypref.artifacts import Store, iter_rows
+from raypref.generation import latent_shape, sample
+from raypref.images import encode, grid, to_uint8
+from raypref.models import POLICY, Denoiser, active, decode_latents
+from raypref.scoring import without_token
+from raypref.seeds import seed_of
+from raypref.workers import Context, Job
+
+SHOWN = 8  # images of a look that are kept to be seen
+
+
+class Looks:
+    """The validations of a stage so far, {"step", "s_img": [images], "s_txt": [images]} each; files in the run directory."""
+
+    def __init__(self, job: Job, denoiser: Denoiser, pipeline, context: Context, step: int):
+        self.job, self.denoiser, self.pipeline, self.context = job, denoiser, pipeline, context
+        self.settings, self.store = job.row.validation, Store(job.run)
+        self.folder = f"{job.path}/validation"
+        self.history = [look for look in read_looks(self.store, job.path) if look["step"] <= step]
+        pools = Store(job.pools)
+        rows = iter_rows(pools, job.validation["prompts"], ["id", "prompt"])
+        self.items = [
+            (row["prompt"], seed_of(job.config.seed, "validation", row["id"], number))
+            for row in rows
+            for number in range(self.settings.images)
+        ]
+        values = [image for row in iter_rows(pools, job.validation["references"]) for image in row["values"]]
+        self.references = np.split(np.array(values), 2, axis=1)[0]
+        scorer = job.config.scorers[self.settings.features]
+        self.features = scorers.load(scorer.kind, scorer.args, context.device)
+        self.batch_size = scorer.batch_size
+
+    @property
+    def stopped(self) -> bool:
+        """Whether patience has run out."""
+        settings = self.settings
+        if settings.patience is None:
+            return False
+        lambdas = [settings.select, *(settings.lambdas if settings.stop == "all" else ())]
+        return all(rewards.stalled(reward_curve(self.history, lam), settings.patience) for lam in lambdas)
+
+    def due(self, step: int) -> bool:
+        return step % self.settings.every == 0 or step == self.job.row.steps
+
+    def look(self, step: int, export: Callable[[str], None]) -> dict[str, float]:
+        """Draw, reward and remember; metrics of the look. Every rank calls; `export` writes the LoRA to a path."""
+        mine = self._similarities(step)
+        name = f"{self.folder}/step_{step:06d}"
+        self.store.write_json(f"{name}/rank_{self.context.rank:03d}.json", mine)
+        self.context.barrier()
+        parts = [self.store.read_json(f"{name}/rank_{rank:03d}.json") for rank in range(self.context.world)]
+        # the last ranks may have drawn a few images twice, so that all made as many forward passes
+        row = {key: [x for part in parts for x in part[key]][: len(self.items)] for key in ("s_img", "s_txt")}
+        self.history.append({"step": step} | row)
+        export(f"{name}/lora")
+        if self.context.rank == 0:
+            self.store.write_json(f"{name}/look.json", self.history[-1])
+            self._prune()
+        self.context.barrier()
+        reward = reward_curve(self.history, self.settings.select)[-1]
+        means = {f"validation/{key}": float(np.mean(values)) for key, values in row.items()}
+        return means | {"validation/reward": reward}
+
+    def choose(self) -> str:
+        """Path of the LoRA that is best for `select`.
+
+        Raises FloatingPointError when no look has a reward that is a number.
+        """
+        chosen = rewards.best(reward_curve(self.history, self.settings.select))
+        if chosen is None:
+            raise FloatingPointError("no validation has a finite reward; try a lower optim.lr")
+        return f"{self.folder}/step_{self.history[chosen]['step']:06d}/lora"
+
+    def _similarities(self, step: int) -> dict[str, list[float]]:
+        share = -(-len(self.items) // self.context.world)
+        start = self.context.rank * share
+        mine = [self.items[i % len(self.items)] for i in range(start, start + share)]
+        config = self.job.config
+        self.denoiser.eval()
+        with active(self.denoiser, POLICY):
+            latents = sample(
+                self.pipeline, *map(list, zip(*mine, strict=True)), config.sampling,
+                latent_shape(self.pipeline, config.model.resolution),
+            )  # fmt: skip
+        self.denoiser.train()
+        prompts = [without_token(prompt, config.data.token) for prompt, _ in mine]
+        size, found = self.batch_size, []
+        with torch.inference_mode():
+            images = torch.cat([decode_latents(self.pipeline, part).cpu() for part in latents.split(size)])
+            for i in range(0, len(mine), size):
+                found.append(self.features(images[i : i + size], prompts[i : i + size]).float().cpu().numpy())
+        if self.context.rank == 0:
+            picture = encode(grid([to_uint8(images[:SHOWN])], pad=2), "png")
+            self.store.write(f"{self.job.path}/samples/validation_{step:06d}.png", picture)
+        image, text = np.split(np.concatenate(found), 2, axis=1)
+        s_img = rewards.similarity(rewards.cosines(image, self.references)).mean(1)
+        s_txt = rewards.similarity(np.einsum("nd,nd->n", rewards.unit(image), rewards.unit(text)))
+        return {"s_img": s_img.tolist(), "s_txt": s_txt.tolist()}
+
+    def _prune(self) -> None:
+        """Delete the LoRAs that are best for no lambda."""
+        kept = {rewards.best(reward_curve(self.history, lam)) for lam in (self.settings.select, *self.settings.lambdas)}
+        for i, look in enumerate(self.history):
+            path = f"{self.folder}/step_{look['step']:06d}/lora"
+            if i not in kept and self.store.exists(path):
+                self.store.delete(path)
+
+
+def read_looks(store: Store, path: str) -> list[dict]:
+    """The looks of a training artifact in order of steps."""
+    folders = [name for name in store.names(f"{path}/validation") if name.startswith("step_")]
+    files = [f"{path}/validation/{name}/look.json" for name in folders]
+    return [store.read_json(file) for file in files if store.exists(file)]
+
+
+def reward_curve(history: list[dict], lam: float) -> list[float]:
+    """Mean lambda-harmonic reward of every look."""
+    return [float(np.mean(rewards.harmonic(look["s_img"], look["s_txt"], lam))) for look in history]

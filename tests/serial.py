@@ -1,0 +1,105 @@
+"""A plan executed in this process, one task after the other, by the functions that Ray's workers call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raypref import evaluation, listing, models, pairing, pools, scorers, scoring
+from raypref.artifacts import Store, digest, finalize, iter_rows, read_manifest, shard_name, write_shard
+from raypref.config import RewardRule, RunConfig
+from raypref.curriculum import Task, plan
+from raypref.trainer import train_stage
+from raypref.workers import Alone, Job, TorchEngine
+
+
+def run(config: RunConfig, folder: Path, until: str = "") -> dict[str, Task]:
+    """Everything that is not done yet; tasks by 'kind name'. `until`: the first task that is left undone."""
+    store, done = Store(str(folder)), {}
+    for task in plan(config):
+        done[f"{task.kind} {task.name}"] = task
+        if f"{task.kind} {task.name}" == until:
+            break
+        if read_manifest(store, task.path, task.fields) is None:
+            _DO[task.kind](task, store, config)
+    return done
+
+
+def _index(task, store, config):
+    count = listing.write_index(store, task.path, task.fields, digest(task.fields))
+    finalize(store, task.path, "index", task.fields, count)
+
+
+def _pool(task, store, config):
+    lora = store.local / task.parents[1] / "lora" if task.model != "base" else None
+    pipeline = models.load_pipeline(config.model, "cpu", lora)
+
+    def make(number):
+        index = store.read_table(f"{task.parents[0]}/{shard_name(number)}.parquet").to_pylist()
+        real = "real" in task.spec and store.read_table(f"{task.spec['real']}/{shard_name(number)}.parquet").to_pylist()
+        return pools.pool_shard(pipeline, config, task.spec, index, real)
+
+    _shards(task, store, task.parents[0], make)
+
+
+def _score(task, store, config):
+    settings = task.spec["settings"]
+    scorer = scorers.load(settings["kind"], settings["args"])
+
+    def make(number):
+        pool = store.read_table(f"{task.spec['pool']}/{shard_name(number)}.parquet")
+        return scoring.score_shard(scorer, pool, settings["batch_size"], settings.get("token"))
+
+    _shards(task, store, task.spec["pool"], make)
+
+
+def _pairs(task, store, config):
+    rule = task.spec["rule"]
+    both = [task.spec[role] for role in ("winner", "loser")]
+    every = [range(len(read_manifest(store, side["pool"])["files"])) for side in both]
+    if rule["kind"] == "reward":
+        number, shards = len(every[1]), lambda k: (every[0], [k])
+    else:
+        number, shards = len(every[0]), lambda k: ([k], [k])
+    for k in range(number):
+        sides = [side_of(side, store, part) for side, part in zip(both, shards(k), strict=True)]
+        if rule["kind"] == "reward":
+            table, statistics = pairing.reward_shard(RewardRule.model_validate(rule), *sides)
+        else:
+            from raypref.config import PairRule
+
+            same = both[0]["pool"] == both[1]["pool"]
+            table, statistics = pairing.pair_shard(PairRule.model_validate(rule), *sides, task.spec["seed"], same)
+        write_shard(store, task.path, k, table, digest(task.fields), statistics=statistics)
+    finalize(store, task.path, "pairs", task.fields, number)
+
+
+def side_of(spec, store, shards):
+    from raypref.remote.tables import _side
+
+    return _side(spec, store, shards)
+
+
+def _train(task, store, config):
+    spec = task.spec
+    job = Job(
+        config, spec["stage"], task.path, spec["pairs"], spec["held_out"], spec["start"], store.uri, store.uri,
+        spec["validation"],
+    )  # fmt: skip
+    train_stage(job, Alone(), TorchEngine)
+    finalize(store, task.path, "train", task.fields, 0)
+
+
+def _evaluate(task, store, config):
+    result = evaluation.evaluate(task.spec, config.evaluation, store, store)
+    store.write_json(f"{task.path}/manifest.json", {"fingerprint": digest(task.fields), "statistics": result})
+
+
+def _shards(task, store, parent, make):
+    number = len(read_manifest(store, parent)["files"])
+    for k in range(number):
+        table, rejected = make(k)
+        write_shard(store, task.path, k, table, digest(task.fields), rejected)
+    finalize(store, task.path, task.kind, task.fields, number)
+
+
+_DO = {"index": _index, "pool": _pool, "score": _score, "pairs": _pairs, "train": _train, "evaluate": _evaluate}
