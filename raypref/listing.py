@@ -18,21 +18,20 @@ def write_index(store: Store, path: str, fields: dict, fingerprint: str) -> int:
 
     Raises ValueError when nothing is left to list.
     """
-    kind = sources.PromptSource if fields["source"]["kind"] == "prompts" else sources.ImageSource
-    source = TypeAdapter(kind).validate_python(fields["source"])
+    rows = _rows(fields)
     done = finished_shards(store, path, fingerprint)
-    rows = sources.iter_prompts(source) if source.kind == "prompts" else sources.iter_references(source)
-    if fields["part"] != "all":
-        wanted = fields["part"] == "held_out"
-        rows = (r for r in rows if sources.held_out(r["id"], fields["holdout"], fields["seed"]) == wanted)
-    rows = itertools.islice(rows, fields["limit"])
     count = 0
     for count, chunk in enumerate(_chunks(rows, fields["shard_size"]), 1):
         if count - 1 not in done:
             good, rejected = _checked(chunk)
             write_shard(store, path, count - 1, pa.Table.from_pylist(good, INDEX), fingerprint, rejected)
     if not count:
-        share = f" (its {fields['part']} part, data.holdout={fields['holdout']})" if fields["part"] != "all" else ""
+        share = "; give a source that holds some"
+        if fields["part"] != "all":
+            share = (
+                f" for its {fields['part']} part at data.holdout={fields['holdout']}; set data.holdout nearer to 0.5, or "
+                "give data.eval_prompts and data.eval_real"
+            )
         raise ValueError(f"{path}: the source {fields['source']} gave no rows{share}")
     return count
 
@@ -62,10 +61,17 @@ def reject(id: str, reason: str, detail: str) -> dict:
 
 def count_rows(fields: dict) -> int:
     """How many rows an index will have, without writing it (for a dry run)."""
-    kind = sources.PromptSource if fields["source"]["kind"] == "prompts" else sources.ImageSource
-    source = TypeAdapter(kind).validate_python(fields["source"])
-    rows = sources.iter_prompts(source) if source.kind == "prompts" else sources.iter_references(source)
+    return sum(1 for _ in _rows(fields))
+
+
+def _rows(fields: dict) -> Iterator[dict]:
+    """The rows of a source that belong to an index."""
+    prompts = fields["source"]["kind"] == "prompts"
+    source = TypeAdapter(sources.PromptSource if prompts else sources.ImageSource).validate_python(fields["source"])
+    rows = sources.iter_prompts(source) if prompts else sources.iter_references(source)
     if fields["part"] != "all":
         wanted = fields["part"] == "held_out"
-        rows = (r for r in rows if sources.held_out(r["id"], fields["holdout"], fields["seed"]) == wanted)
-    return sum(1 for _ in itertools.islice(rows, fields["limit"]))
+        # a prompt that stands twice in a file falls on one side; photos are told apart by their ids
+        key = "prompt" if prompts else "id"
+        rows = (r for r in rows if sources.held_out(r[key], fields["holdout"], fields["seed"]) == wanted)
+    return itertools.islice(rows, fields["limit"])

@@ -77,10 +77,8 @@ def _select(batch: pa.Table, task: Task, store: Store, run: Store) -> pa.Table:
             spec = task.spec[role]
             scores = store.read_table(f"{spec['scores']}/{name}") if spec["scores"] else None
             sides.append(spec | {"pool": store.read_table(f"{spec['pool']}/{name}"), "scores": scores})
-        same = task.spec["winner"]["pool"] == task.spec["loser"]["pool"]
-        table, statistics = pairing.pair_shard(
-            PairRule.model_validate(task.spec["rule"]), *sides, task.spec["seed"], same
-        )
+        rule = PairRule.model_validate(task.spec["rule"])
+        table, statistics = pairing.pair_shard(rule, *sides, task.spec["seed"], task.spec["same"])
         write_shard(run, task.path, shard, table, digest(task.fields), statistics=statistics)
         counts.append(table.num_rows)
     return pa.table({"pairs": pa.array(counts, pa.int64())})
@@ -90,17 +88,20 @@ def _describe(task: Task, run: Store, manifest: dict) -> None:
     """Add to the manifest the distribution of score gaps and the prompts at its ends."""
     if task.spec["winner"]["scores"] is None:
         return
-    ids, gaps = [], []
+    gaps, ends = [], []
     for file in manifest["files"]:
         table = run.read_table(f"{task.path}/{file['file']}", ["prompt", "winner_score", "loser_score"])
-        ids += table["prompt"].to_pylist()
-        gaps.append(table["winner_score"].to_numpy() - table["loser_score"].to_numpy())
+        gap = table["winner_score"].to_numpy() - table["loser_score"].to_numpy()
+        gaps.append(gap)
+        order = np.argsort(gap, kind="stable")
+        # of a file only its ends, so that memory grows by four bytes a pair
+        ends += [{"prompt": table["prompt"][int(i)].as_py(), "gap": float(gap[i])} for i in {*order[:5], *order[-5:]}]
+        ends = sorted(ends, key=lambda end: (end["gap"], end["prompt"]))
+        ends = ends if len(ends) <= 10 else ends[:5] + ends[-5:]
     gap = np.concatenate(gaps)
-    order = np.argsort(gap, kind="stable")
     counts, edges = np.histogram(gap, bins=40)
-    ends = [{"prompt": ids[i], "gap": float(gap[i])} for i in (*order[:5], *order[-5:])]
     manifest["statistics"] |= {
-        "mean_gap": float(gap.mean()),
+        "mean_gap": float(gap.mean(dtype=np.float64)),
         "gap_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         "gap_by_prompt": {"smallest": ends[:5], "largest": ends[:-6:-1]},
     }
