@@ -17,7 +17,13 @@ class Attributes:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        return self.judge.attribute_accuracy(images.to(self.device), prompts)
+        try:
+            return self.judge.attribute_accuracy(images.to(self.device), prompts)
+        except ValueError as error:
+            raise ValueError(
+                f"mini_attributes reads captions of the miniature world only: {error}. Leave its entry out of "
+                "evaluation.scorers"
+            ) from None
 
 
 class Features(Attributes):
