@@ -13,7 +13,7 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,11 +92,17 @@ class Store:
                 with filesystem.open_output_stream(target) as stream:
                     stream.write(data)
                 return
-            with open(temporary, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, target)
+            for attempt in range(3):
+                with open(temporary, "wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                try:
+                    os.replace(temporary, target)
+                    break
+                except FileNotFoundError:  # another run that shares the folder took it for a leftover (`finalize`)
+                    if attempt == 2:
+                        raise
         except OSError as error:
             if local:
                 with contextlib.suppress(OSError):
@@ -248,19 +254,35 @@ def finalize(
     reasons: dict[str, int] = {}
     for row in rejected:
         reasons[row["reason"]] = reasons.get(row["reason"], 0) + 1
+    for name in store.names(path):
+        if name.endswith(".tmp"):  # of a writer that was killed; one that lives writes its file again
+            store.remove(f"{path}/{name}")
+    return write_manifest(
+        store, path, kind, fields, rows, statistics, files, {"count": len(rejected), "reasons": reasons}
+    )
+
+
+def write_manifest(
+    store: Store,
+    path: str,
+    kind: str,
+    fields: dict,
+    rows: int,
+    statistics: dict,
+    files: Sequence[dict] = (),
+    rejected: dict | None = None,
+) -> dict:
+    """Write the file that says that an artifact is complete, what it was made from and what is in it; its content."""
     manifest = {
         "kind": kind,
         "schema_version": SCHEMA_VERSION,
         "fingerprint": digest(fields),
         "fields": fields,
         "rows": rows,
-        "files": files,
-        "rejected": {"count": len(rejected), "reasons": reasons},
+        "files": list(files),
+        "rejected": rejected or {"count": 0, "reasons": {}},
         "statistics": statistics,
     }
-    for name in store.names(path):
-        if name.endswith(".tmp"):  # of a writer that was killed
-            store.remove(f"{path}/{name}")
     store.write_json(f"{path}/manifest.json", manifest)
     return manifest
 

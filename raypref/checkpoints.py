@@ -42,7 +42,7 @@ def save(
         store.push(folder, target)
     context.barrier()
     if context.rank == 0:
-        store.write_json(f"{target}/{MARKER}", {"step": step, "world": context.world})
+        store.write_json(f"{target}/{MARKER}", {"step": step, "world": context.world, "layout": engine.layout})
         for old in complete(store, path)[:-keep]:
             store.delete(_folder(path, old))
 
@@ -50,17 +50,18 @@ def save(
 def resume(store: Store, path: str, engine: Engine, context: Context, average: dict[str, Tensor] | None) -> int:
     """Load the newest complete checkpoint into engine and average; the step it is from (0 when there is none).
 
-    Raises ValueError when it was written by another number of workers.
+    Raises ValueError when it was written by another number of workers or another ZeRO stage.
     """
     steps = complete(store, path)
     if not steps:
         return 0
     source = _folder(path, steps[-1])
-    world = store.read_json(f"{source}/{MARKER}")["world"]
-    if world != context.world:
+    marker = store.read_json(f"{source}/{MARKER}")
+    if (marker["world"], marker["layout"]) != (context.world, engine.layout):
         raise ValueError(
-            f"{store.uri}/{source} was written by {world} worker(s) and cannot be read by {context.world}: set "
-            f"training.workers={world}, or delete {path}/checkpoints to begin the stage again"
+            f"{store.uri}/{source} was written by {marker['world']} worker(s) with {marker['layout']} and cannot be read "
+            f"by {context.world} with {engine.layout}: set training.workers and training.zero_stage back, or delete "
+            f"{path}/checkpoints to begin the stage again"
         )
     with tempfile.TemporaryDirectory() as name:
         store.pull(source, name)

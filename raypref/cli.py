@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import yaml
 
@@ -46,7 +47,7 @@ def list_recipes() -> None:
 
 def load_config(arguments: argparse.Namespace) -> RunConfig:
     """Recipe, overlays and assignments as one validated configuration. Raises ValueError."""
-    overlays = []
+    base, overlays = arguments.recipe, []
     for name in arguments.config:
         try:
             with open(name) as stream:
@@ -57,15 +58,33 @@ def load_config(arguments: argparse.Namespace) -> RunConfig:
             raise ValueError(f"--config {name}: not valid YAML: {error}") from None
         if not isinstance(overlay, dict):
             raise ValueError(f"--config {name}: expected a mapping of fields, such as 'seed: 1'")
-        overlays.append(overlay)
-    config = configure(arguments.recipe, overlays, arguments.assignments)
+        if "recipe" in overlay:  # the whole of a run, as its config.json: laid over nothing
+            base, overlays = overlay, []
+        else:
+            overlays.append(overlay)
+    config = configure(base, overlays, arguments.assignments)
     # workers have other working directories than the job
     data = {
         name: source.model_copy(update={"path": location(source.path)})
         for name in ("prompts", "real", "eval_prompts", "eval_real")
         if hasattr(source := getattr(config.data, name), "path")
     }
-    return config.model_copy(update={"data": config.data.model_copy(update=data)})
+    scorers = {
+        name: scorer.model_copy(update={"args": {key: _folder(value) for key, value in scorer.args.items()}})
+        for name, scorer in config.scorers.items()
+    }
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update=data),
+            "model": config.model.model_copy(update={"base": _folder(config.model.base)}),
+            "scorers": scorers,
+        }
+    )
+
+
+def _folder(value: Any) -> Any:
+    """The name of a local folder made absolute; anything else, such as a hub id, as it is."""
+    return location(value) if isinstance(value, str) and os.path.isdir(os.path.expanduser(value)) else value
 
 
 def location(uri: str) -> str:

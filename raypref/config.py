@@ -202,7 +202,7 @@ class Stage(Strict):
     """One row of the curriculum: which images win and lose, and what is trained on them for how long."""
 
     winner: Domain
-    loser: Domain
+    loser: Domain | None = Field(None, description="none: for the objective sft, which uses no losers")
     pairs: Rule = PairRule()
     objective: Objective = DPO()
     module: Literal["unet", "text_encoder"] = "unet"
@@ -286,6 +286,8 @@ def _problems(config: RunConfig):
         name = getattr(config.evaluation, role)
         if name is not None and name not in config.scorers:
             yield f"evaluation.{role}: {name!r} is not in scorers ({names(config.scorers)}); {closest(name, config.scorers)}"
+    if config.resources.train.actors is not None:
+        yield "resources.train.actors: the number of training workers is training.workers; remove this field"
     for role in ("scorers", "likeness"):
         for name in getattr(config.evaluation, role):
             if name not in config.scorers:
@@ -316,6 +318,10 @@ def _domain_problems(config: RunConfig, where: str, stage: Stage, known: list[st
     rule = stage.pairs
     for role in ("winner", "loser"):
         domain = getattr(stage, role)
+        if domain is None:
+            if stage.objective.kind != "sft":
+                yield f"{where}.loser: is required; only the objective sft trains on winners alone"
+            continue
         model = getattr(domain, "model", "start")
         if model not in ("start", *known):
             yield f"{where}.{role}.model: {model!r} is not start, base or an earlier stage ({', '.join(known)})"
@@ -338,6 +344,8 @@ def _rule_problems(config: RunConfig, where: str, stage: Stage, rule: PairRule):
         yield f"{where}.pairs: winner=top goes with loser=bottom, and only with it"
     if rule.k > 1 and rule.winner != "top":
         yield f"{where}.pairs.k: {rule.k} needs winner=top and loser=bottom"
+    if stage.loser is None:
+        return
     if prompt_set(stage.winner, config) != prompt_set(stage.loser, config):
         yield (
             f"{where}: winner and loser are of different prompts ({prompt_set(stage.winner, config)} and "

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raypref.artifacts import digest
-from raypref.config import Generated, Real, Reconstructed, RunConfig, Scorer, Stage, prompt_set, start_of
+from raypref.config import Generated, PairRule, Real, Reconstructed, RunConfig, Scorer, Stage, prompt_set, start_of
 
 REFERENCES = ("base", "real", "real", ())  # the pool of real images, which validations compare with
 COLORS = "color_statistics"  # always measured on evaluation images, beside the configured scorers
@@ -100,7 +100,7 @@ class _Planner:
         counts: dict[tuple, int] = {}
         for name, stage in self.config.stages.items():
             for domain in (stage.winner, stage.loser):
-                if domain.kind == "generated":
+                if domain and domain.kind == "generated":
                     key = self._key(domain, start_of(self.config, name))
                     counts[key] = max(counts.get(key, 0), domain.count)
         return counts
@@ -122,8 +122,8 @@ class _Planner:
                 if name in self.indexes:
                     wanted[("base", "real", name, ())] = evaluation if name == "eval_real" else {}
         for name, stage in self.config.stages.items():
-            keys = [self._key(domain, start_of(self.config, name)) for domain in (stage.winner, stage.loser)]
-            needs = [(key, stage.pairs.scorer) for key in keys]
+            domains = filter(None, (stage.winner, stage.loser))
+            needs = [(self._key(domain, start_of(self.config, name)), stage.pairs.scorer) for domain in domains]
             needs += [(REFERENCES, stage.validation.features)] if stage.validation else []
             for key, scorer in needs:
                 if key[0] == model:
@@ -194,7 +194,7 @@ class _Planner:
     def _pairs(self, name: str, stage: Stage, start: str) -> Task:
         sides, parents = {}, []
         for role in ("winner", "loser"):
-            domain = getattr(stage, role)
+            domain = getattr(stage, role) or stage.winner  # winners alone: each is its own loser, which sft never reads
             pool = self.pools[self._key(domain, start)]
             score = self.scores[(pool.path, stage.pairs.scorer)] if stage.pairs.scorer else None
             first = [n for n in (stage.pairs.first, getattr(domain, "count", None)) if n]
@@ -205,19 +205,23 @@ class _Planner:
                 "first": min(first) if first and domain.kind == "generated" else None,
             }
             parents += [pool.path, *([score.path] if score else [])]
-        return self._pairs_task(name, sides, stage.pairs.model_dump(mode="json"), tuple(dict.fromkeys(parents)))
+        rule = stage.pairs.model_dump(mode="json")
+        alone = stage.loser is None
+        same = not alone and sides["winner"]["pool"] == sides["loser"]["pool"]
+        return self._pairs_task(name, sides, rule, same, tuple(dict.fromkeys(parents)))
 
     def _held_out_pairs(self) -> Task:
         """Best against worst of the base model's two images of each evaluation prompt, for preference accuracy."""
         pool = self.pools[("base", "generated", self.eval_prompts, ())]
         score = self.scores[(pool.path, self.config.evaluation.preference)]
         side = {"pool": pool.path, "scores": score.path, "source": pool.name, "first": None}
-        rule = {"winner": "best", "loser": "worst", "scorer": self.config.evaluation.preference}
-        return self._pairs_task("held_out", {"winner": side, "loser": side}, rule, (pool.path, score.path))
+        rule = PairRule(scorer=self.config.evaluation.preference).model_dump(mode="json")
+        return self._pairs_task("held_out", {"winner": side, "loser": side}, rule, True, (pool.path, score.path))
 
-    def _pairs_task(self, name: str, sides: dict, rule: dict, parents: tuple[str, ...]) -> Task:
-        fields = {"sides": sides, "rule": rule, "seed": self.config.seed}
-        return _task("pairs", name, fields, parents, None, {**sides, "rule": rule, "seed": self.config.seed})
+    def _pairs_task(self, name: str, sides: dict, rule: dict, same: bool, parents: tuple[str, ...]) -> Task:
+        """`same`: winners and losers are picked from one pool, so that no image may meet itself."""
+        fields = {"sides": sides, "rule": rule, "same": same, "seed": self.config.seed}
+        return _task("pairs", name, fields, parents, None, {**sides, **fields})
 
     def _train(self, number: int, name: str, stage: Stage, pairs: Task, held_out: Task) -> Task:
         start = start_of(self.config, name)

@@ -33,8 +33,10 @@ def evaluate(spec: dict, evaluation: Evaluation, store: Store, run: Store) -> di
     intervals = {"preference_score": metrics.bootstrap_interval(scores)}
     if not is_base:
         intervals["win_rate_vs_base"] = metrics.bootstrap_interval(outcomes)
+        drawn, reference = (_latents(store, spec["pools"][role]) for role in ("images", "base"))
+        both = [id for id in drawn if id in reference]
         result["latent_mean_drift"] = metrics.latent_mean_drift(
-            *(_latents(store, spec["pools"][role]) for role in ("images", "base"))
+            *(np.stack([z[i] for i in both]) for z in (drawn, reference))
         )
     for name in evaluation.likeness if real else ():
         result[name] = float(rewards.cosines(_clean(mine[name]), _clean(real[name])).mean())
@@ -50,6 +52,8 @@ def evaluate(spec: dict, evaluation: Evaluation, store: Store, run: Store) -> di
             "preference_score": float(_clean(real[evaluation.preference]).mean()),
             **{name: float(_clean(real[name]).mean()) for name in evaluation.scorers},
         }
+    # a single image has no interval, and JSON no NaN
+    intervals = {name: ends for name, ends in intervals.items() if np.isfinite(ends).all()}
     # plain JSON values throughout
     return json.loads(json.dumps({"metrics": result, "intervals": intervals, "real": measured}, default=float))
 
@@ -60,14 +64,20 @@ def _values(store: Store, path: str) -> dict[str, list[float]]:
 
 
 def _clean(values: dict[str, list[float]]) -> np.ndarray:
-    table = np.array(list(values.values()))
-    table = table[np.isfinite(table).all(axis=1)]
+    # an image without a score has one NaN, whatever the width
+    table = np.array([value for value in values.values() if np.isfinite(value).all()])
+    if not len(table):
+        raise ValueError("no evaluation image has a finite score; rejected.parquet in the scores' folder says why")
     return table[:, 0] if table.shape[1] == 1 else table
 
 
 def _aligned_rows(a: dict, b: dict) -> tuple[np.ndarray, np.ndarray]:
     both = [(a[id], b[id]) for id in a if id in b]
-    pairs = np.array([pair for pair in both if np.isfinite(pair).all()])
+    pairs = np.array([pair for pair in both if all(np.isfinite(side).all() for side in pair)])
+    if not len(pairs):
+        raise ValueError(
+            "no evaluation prompt has a score of both models; rejected.parquet in the scores' folder says why"
+        )
     return pairs[:, 0], pairs[:, 1]
 
 
@@ -76,7 +86,10 @@ def _aligned(a: dict, b: dict) -> tuple[np.ndarray, np.ndarray]:
     return left[:, 0], right[:, 0]
 
 
-def _latents(store: Store, path: str) -> np.ndarray:
-    """Of the first image of every prompt: float16 [N, C, H, W]."""
-    rows = iter_rows(store, path, ["latents", "latent_shape"])
-    return np.stack([np.frombuffer(row["latents"][0], np.float16).reshape(row["latent_shape"]) for row in rows])
+def _latents(store: Store, path: str) -> dict[str, np.ndarray]:
+    """Of the first image of every prompt that has one: float16 [C, H, W]."""
+    found = {}
+    for row in iter_rows(store, path, ["prompt_id", "images", "latents", "latent_shape"]):
+        if row["images"][0] is not None:  # set aside: not finite
+            found[row["prompt_id"]] = np.frombuffer(row["latents"][0], np.float16).reshape(row["latent_shape"])
+    return found

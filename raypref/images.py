@@ -123,8 +123,10 @@ def fit(image: Image.Image, size: tuple[int, int]) -> tuple[np.ndarray, dict[str
     scale = max(height / image.height, width / image.width)
     resized_h, resized_w = max(height, round(image.height * scale)), max(width, round(image.width * scale))
     top, left = (resized_h - height) // 2, (resized_w - width) // 2
-    resized = image.resize((resized_w, resized_h), Image.Resampling.LANCZOS)
-    cropped = resized.crop((left, top, left + width, top + height))
+    # only the part that stays is resized: the whole of a thin strip would not fit into memory
+    x, y = image.width / resized_w, image.height / resized_h
+    box = (left * x, top * y, (left + width) * x, (top + height) * y)
+    cropped = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
     crop = {"original_height": image.height, "original_width": image.width, "top": top, "left": left}
     return np.array(cropped.convert("RGB")), crop
 

@@ -32,7 +32,8 @@ class MetricsLog:
             self.folder.mkdir(parents=True, exist_ok=True)
             config = job.config.model_dump(mode="json")
             self.trackers = [
-                open_tracker(name, self.folder, job.path, config, start) for name in job.config.training.trackers
+                open_tracker(name, self.folder, f"{job.run}/{job.path}", config, start)
+                for name in job.config.training.trackers
             ]
         self.active = context.rank == 0
 
@@ -49,6 +50,8 @@ class MetricsLog:
 
     def close_part(self, step: int) -> None:
         self.rows, self.start = [], step
+        if self.active and self.temporary:
+            self.store.push(self.folder, self.job.path)  # the trackers' files so far
 
     def close(self) -> None:
         """Join the parts into `metrics.jsonl`."""
@@ -61,8 +64,8 @@ class MetricsLog:
         self.store.write(f"{self.job.path}/metrics.jsonl", read_parts(self.store, self.job.path))
 
 
-def read_parts(store: Store, path: str) -> bytes:
-    """The JSON lines of a stage so far."""
-    return b"".join(
-        store.read(f"{path}/metrics/{name}") for name in store.names(f"{path}/metrics") if name.endswith(".jsonl")
-    )
+def read_parts(store: Store, path: str, since: int = 0) -> bytes:
+    """The JSON lines of a stage so far, from the part with the step `since` on."""
+    names = [name for name in store.names(f"{path}/metrics") if name.endswith(".jsonl")]
+    first = max((i for i, name in enumerate(names) if int(name.removesuffix(".jsonl")) <= since), default=0)
+    return b"".join(store.read(f"{path}/metrics/{name}") for name in names[first:])

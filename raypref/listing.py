@@ -26,7 +26,12 @@ def write_index(store: Store, path: str, fields: dict, fingerprint: str) -> int:
             good, rejected = _checked(chunk)
             write_shard(store, path, count - 1, pa.Table.from_pylist(good, INDEX), fingerprint, rejected)
     if not count:
-        share = f" (its {fields['part']} part, data.holdout={fields['holdout']})" if fields["part"] != "all" else ""
+        share = "; give a source that holds some"
+        if fields["part"] != "all":
+            share = (
+                f" for its {fields['part']} part at data.holdout={fields['holdout']}; set data.holdout nearer to 0.5, or "
+                "give data.eval_prompts and data.eval_real"
+            )
         raise ValueError(f"{path}: the source {fields['source']} gave no rows{share}")
     return count
 
@@ -66,5 +71,7 @@ def _rows(fields: dict) -> Iterator[dict]:
     rows = sources.iter_prompts(source) if prompts else sources.iter_references(source)
     if fields["part"] != "all":
         wanted = fields["part"] == "held_out"
-        rows = (r for r in rows if sources.held_out(r["id"], fields["holdout"], fields["seed"]) == wanted)
+        # a prompt that stands twice in a file falls on one side; photos are told apart by their ids
+        key = "prompt" if prompts else "id"
+        rows = (r for r in rows if sources.held_out(r[key], fields["holdout"], fields["seed"]) == wanted)
     return itertools.islice(rows, fields["limit"])

@@ -52,20 +52,6 @@ def win_outcomes(scores_a: Values, scores_b: Values) -> np.ndarray:
     return (np.sign(a_P - b_P) + 1) / 2
 
 
-def win_rate(scores_a: Values, scores_b: Values) -> float:
-    """Share of prompts on which a beats b, in [0, 1]; ties count half, so 0.5 means alike. Higher is better for a."""
-    return float(win_outcomes(scores_a, scores_b).mean())
-
-
-def preference_accuracy(margins: Values) -> float:
-    """Share of pairs whose winner the model prefers, in [0, 1]. Higher is better; chance is 0.5.
-
-    margin = reward(winner) - reward(loser), the sign of `rewards/margins`: positive is right. A margin of exactly 0
-    counts half, so a model equal to its reference has 0.5 rather than 0.
-    """
-    return float(((np.sign(_flat(margins, "margins")) + 1) / 2).mean())
-
-
 def bootstrap_interval(
     values: Values, statistic: Callable = np.mean, n: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
@@ -131,23 +117,6 @@ def latent_mean_drift(latents_a: Values, latents_b: Values) -> float:
     if a.ndim != 4 or b.ndim != 4 or a.shape[1] != b.shape[1] or not a.size or not b.size:
         raise ValueError(f"latents must be [N, C, H, W] with equal C, got {a.shape} and {b.shape}")
     return float(np.abs(a.mean((0, 2, 3)) - b.mean((0, 2, 3))).mean())
-
-
-def histogram(values: Values, bins: int) -> dict[str, list]:
-    """{"edges": [bins + 1], "counts": [bins]} over the range of the values."""
-    counts, edges = np.histogram(_flat(values, "values"), bins=bins)
-    return {"edges": edges.tolist(), "counts": counts.tolist()}
-
-
-def fixed_histogram(values: Values, low: float, high: float, bins: int) -> dict[str, list]:
-    """A histogram over fixed edges, so that the counts of shards add up; may be empty.
-
-    Values below `low` count in the first bin and values above `high` in the last: the counts sum to len(values).
-    """
-    if not low < high or bins < 1:
-        raise ValueError(f"need low < high and bins >= 1, got low={low}, high={high}, bins={bins}")
-    counts, edges = np.histogram(np.clip(_array(values, "values").ravel(), low, high), bins=bins, range=(low, high))
-    return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
 def _array(values: Values, name: str) -> np.ndarray:

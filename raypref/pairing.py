@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
 
 from raypref import rewards
-from raypref.artifacts import PAIRS
+from raypref.artifacts import PAIRS, Store, read_manifest, shard_name
 from raypref.config import PairRule, RewardRule
 from raypref.seeds import seed_of
 from raypref.selection import Choice, select
+
+
+def count_shards(spec: dict, store: Store) -> int:
+    """Shards of a pairs task (`spec` of curriculum.py): those of the winners, or, for rewards, of the losers."""
+    return len(read_manifest(store, spec["loser" if spec["rule"]["kind"] == "reward" else "winner"]["pool"])["files"])
+
+
+def make_shard(spec: dict, store: Store, shard: int) -> tuple[pa.Table, dict]:
+    """Content and statistics of one shard of a pairs task, from the stored pools and scores."""
+    winner, loser = spec["winner"], spec["loser"]
+    if spec["rule"]["kind"] == "reward":  # every winner against every loser, so that only the losers are split
+        everyone = range(len(read_manifest(store, winner["pool"])["files"]))
+        rule = RewardRule.model_validate(spec["rule"])
+        return reward_shard(rule, _side(winner, store, everyone), _side(loser, store, [shard]))
+    sides = (_side(side, store, [shard]) for side in (winner, loser))
+    return pair_shard(PairRule.model_validate(spec["rule"]), *sides, spec["seed"], spec["same"])
+
+
+def _side(spec: dict, store: Store, shards: Iterable[int]) -> dict:
+    """A side of a pair with the rows of some shards of its pool and scores."""
+
+    def rows(path: str | None) -> pa.Table | None:
+        return path and pa.concat_tables(store.read_table(f"{path}/{shard_name(shard)}.parquet") for shard in shards)
+
+    return spec | {"pool": rows(spec["pool"]), "scores": rows(spec["scores"])}
 
 
 def pair_shard(rule: PairRule, winner: dict, loser: dict, seed: int, same: bool) -> tuple[pa.Table, dict]:

@@ -105,6 +105,8 @@ def _real_shard(pipeline, config: RunConfig, index: list[dict]) -> tuple[pa.Tabl
             return images.fit(images.decode(blob, data.max_pixels, data.min_side), (side, side))[0]
         except images.BadImage as error:
             return error
+        except MemoryError:
+            return images.BadImage("too_large", "image does not fit into memory")
 
     with ThreadPoolExecutor(images.THREADS) as threads:
         arrays = list(threads.map(prepare, fetch([json.loads(row["ref"]) for row in index])))

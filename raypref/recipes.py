@@ -106,12 +106,14 @@ def mini() -> dict:
             "checkpoint_every": 50,
             "log_every": 5,
             "validate_every": 50,
+            "sample_every": 50,
             "validate_pairs": 96,
         },
         "resources": {
-            "generate": {"actors": 2, "cpus": 0.7},
-            "score": {"actors": 1, "cpus": 0.5},
-            "train": {"cpus": 0.9},
+            # networks this small are no faster on a GPU
+            "generate": {"actors": 2, "cpus": 0.7, "gpus": 0},
+            "score": {"actors": 1, "cpus": 0.5, "gpus": 0},
+            "train": {"cpus": 0.9, "gpus": 0},
             "wait_s": 60,
         },
     }
@@ -201,7 +203,7 @@ def _sd15(stages: dict) -> dict:
         },
         "stages": stages,
         "evaluation": {"preference": "preference", "features": "features", "scorers": ["clip_t"]},
-        "training": {"workers": 1, "zero_stage": 2, "precision": "bfloat16", "micro_batch": 4},
+        "training": {"workers": 1, "zero_stage": 2, "precision": "bfloat16", "micro_batch": 4, "sample_every": 2000},
     }
 
 
@@ -263,7 +265,7 @@ def naive_real_sd15() -> dict:
 
 def sft_sd15() -> dict:
     """Supervised fine-tuning on the real images, as a baseline."""
-    return _sd15({"sft": {**HARD, **_TRAIN, "steps": 20_000, "objective": {"kind": "sft"}}})
+    return _sd15({"sft": {**HARD, **_TRAIN, "loser": None, "steps": 20_000, "objective": {"kind": "sft"}}})
 
 
 RECIPES: dict[str, Callable[[], dict]] = {
@@ -271,11 +273,16 @@ RECIPES: dict[str, Callable[[], dict]] = {
 }
 
 
-def configure(recipe: str, overlays: list[dict] | None = None, assignments: list[str] | None = None) -> RunConfig:
-    """The validated configuration of a recipe with overlays and `path=value` assignments laid over it.
+def configure(
+    recipe: str | dict, overlays: list[dict] | None = None, assignments: list[str] | None = None
+) -> RunConfig:
+    """The validated configuration of a recipe (its name, or the fields of a whole run) with overlays and `path=value`
+    assignments laid over it.
 
     Raises ValueError with every problem at once.
     """
+    if isinstance(recipe, dict):
+        return build(recipe, overlays, assignments)
     if recipe not in RECIPES:
         raise ValueError(f"--recipe {recipe!r}: there are {', '.join(RECIPES)}")
     return build({"recipe": recipe, **RECIPES[recipe]()}, overlays, assignments)

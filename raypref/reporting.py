@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import time
 from itertools import islice
 
@@ -39,12 +41,12 @@ def summarize(config: RunConfig, tasks: list[Task], run: Store, pools: Store, ti
     }
     if run.exists("summary.json"):
         old = run.read_json("summary.json")
-        if {**old, "wall_s": 0} == json.loads(json.dumps({**summary, "wall_s": 0})) and run.exists("report.html"):
+        if {**old, "wall_s": 0} == json.loads(json.dumps({**summary, "wall_s": 0})):
             return old
-    run.write_json("summary.json", summary)
     data = _report(config, tasks, run, pools, timing, summary)
-    run.write("report.html", render(data).encode())
     run.write("grid.png", contact_sheet(data["grids"]["columns"]))
+    run.write("report.html", render(data).encode())
+    run.write_json("summary.json", summary)  # last: it says that the others are there
     return summary
 
 
@@ -52,8 +54,9 @@ def contact_sheet(columns: list[dict]) -> bytes:
     """PNG with a row of images for each model, the same prompt below the same prompt; small images are enlarged."""
     rows = []
     for column in columns:
-        pictures = [decode(image, MAX_PIXELS, min_side=1) for image in column["images"] if image is not None]
-        scale = max(1, 128 // max(pictures[0].size))
+        missing = Image.new("RGB", (64, 64), "grey")  # an image that was set aside
+        pictures = [decode(i, MAX_PIXELS, min_side=1) if i is not None else missing for i in column["images"]]
+        scale = max(1, 128 // max(map(max, (p.size for p in pictures))))
         rows.append(
             [np.array(p.resize((p.width * scale, p.height * scale), Image.Resampling.NEAREST)) for p in pictures]
         )
@@ -86,7 +89,7 @@ def _report(config: RunConfig, tasks: list[Task], run: Store, pools: Store, timi
         "rejected": [row for task in tasks for row in _rejected(task, pools if task.shared else run)],
         "tasks": [{**item, "state": "done"} for item in timing.values()],
         "config": json.loads(config.model_dump_json()),
-        "command": None,
+        "command": shlex.join(["python", *sys.argv]),
         "run_dir": run.uri,
     }
 

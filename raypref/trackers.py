@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from raypref.artifacts import digest
+
 Log = Callable[[int, dict[str, float]], None]
 
 
 def open_tracker(name: str, folder: Path, run: str, config: dict, start: int) -> tuple[Log, Callable[[], None]]:
-    """(log, close) of one tracker. `start`: the step that a resumed run goes on from; later entries are purged.
+    """(log, close) of one tracker. `run`: path of the training artifact, unlike that of any other run; `start`: the step
+    that a resumed run goes on from; later entries are purged.
 
     Raises ValueError when its library is not installed.
     """
@@ -17,7 +20,7 @@ def open_tracker(name: str, folder: Path, run: str, config: dict, start: int) ->
         return {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}[name](folder, run, config, start)
     except ImportError as error:
         raise ValueError(
-            f"training.trackers: {name} is not installed ({error}); pip install 'raypref[tracking]' or "
+            f"training.trackers: {name} is not installed ({error}); pip install -e '.[tracking]' or "
             "remove it from the list"
         ) from error
 
@@ -38,7 +41,7 @@ def _wandb(folder: Path, run: str, config: dict, start: int):
     import wandb
 
     session = wandb.init(
-        project="raypref", name=run, id=run.replace("/", "-"), resume="allow", config=config, dir=str(folder)
+        project="raypref", name=_short(run), id=digest(run), resume="allow", config=config, dir=str(folder)
     )
     return lambda step, row: session.log(row, step=step), session.finish
 
@@ -46,8 +49,13 @@ def _wandb(folder: Path, run: str, config: dict, start: int):
 def _mlflow(folder: Path, run: str, config: dict, start: int):
     import mlflow
 
-    mlflow.start_run(run_name=run)
+    mlflow.start_run(run_name=_short(run))
     mlflow.log_dict(config, "config.json")
     return lambda step, row: mlflow.log_metrics(
         {k.replace("/", "."): v for k, v in row.items()}, step=step
     ), mlflow.end_run
+
+
+def _short(run: str) -> str:
+    """Run directory and training artifact: the last three parts of the path."""
+    return "/".join(run.split("/")[-3:])

@@ -16,6 +16,8 @@ from raypref.models import Denoiser, trainable
 class Engine(Protocol):
     """A model with its optimizer. `step` acts once every `accumulation` calls of `backward`."""
 
+    layout: str  # how `save` lays out a checkpoint: only an engine of the same layout can load it
+
     def __call__(self, z_t: Tensor, t: Tensor, ids: Tensor, which: str) -> Tensor: ...
     def backward(self, loss: Tensor) -> None: ...
     def step(self, lr: float) -> float | None:
@@ -84,6 +86,8 @@ def adamw(denoiser: Denoiser, stage: Stage) -> torch.optim.AdamW:
 
 class TorchEngine:
     """One process, no sharding: the baseline that every other engine has to equal."""
+
+    layout = "plain torch"
 
     def __init__(self, denoiser: Denoiser, job: Job, accumulation: int, context: Context):
         self.denoiser = denoiser.to(context.device)

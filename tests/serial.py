@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from raypref import evaluation, listing, models, pairing, pools, scorers, scoring
-from raypref.artifacts import Store, digest, finalize, iter_rows, read_manifest, shard_name, write_shard
-from raypref.config import RewardRule, RunConfig
+from raypref.artifacts import Store, digest, finalize, read_manifest, shard_name, write_shard
+from raypref.config import RunConfig
 from raypref.curriculum import Task, plan
 from raypref.trainer import train_stage
 from raypref.workers import Alone, Job, TorchEngine
@@ -53,30 +53,11 @@ def _score(task, store, config):
 
 
 def _pairs(task, store, config):
-    rule = task.spec["rule"]
-    both = [task.spec[role] for role in ("winner", "loser")]
-    every = [range(len(read_manifest(store, side["pool"])["files"])) for side in both]
-    if rule["kind"] == "reward":
-        number, shards = len(every[1]), lambda k: (every[0], [k])
-    else:
-        number, shards = len(every[0]), lambda k: ([k], [k])
+    number = pairing.count_shards(task.spec, store)
     for k in range(number):
-        sides = [side_of(side, store, part) for side, part in zip(both, shards(k), strict=True)]
-        if rule["kind"] == "reward":
-            table, statistics = pairing.reward_shard(RewardRule.model_validate(rule), *sides)
-        else:
-            from raypref.config import PairRule
-
-            same = both[0]["pool"] == both[1]["pool"]
-            table, statistics = pairing.pair_shard(PairRule.model_validate(rule), *sides, task.spec["seed"], same)
+        table, statistics = pairing.make_shard(task.spec, store, k)
         write_shard(store, task.path, k, table, digest(task.fields), statistics=statistics)
     finalize(store, task.path, "pairs", task.fields, number)
-
-
-def side_of(spec, store, shards):
-    from raypref.remote.tables import _side
-
-    return _side(spec, store, shards)
 
 
 def _train(task, store, config):

@@ -78,13 +78,3 @@ def load_judge(path: str | pathlib.Path, device: str | torch.device = "cpu") -> 
     judge = Judge(**json.loads((path / "config.json").read_text()))
     judge.load_state_dict(load_file(path / "model.safetensors"))
     return judge.float().eval().requires_grad_(False).to(device)
-
-
-def frechet_distance(a_ND: torch.Tensor, b_MD: torch.Tensor) -> float:
-    """Frechet distance of two sets of features, in float64."""
-    a_ND, b_MD = a_ND.double().cpu(), b_MD.double().cpu()
-    cov_a, cov_b = torch.cov(a_ND.T), torch.cov(b_MD.T)
-    # trace sqrt(cov_a cov_b) = sum of roots of its eigenvalues, real and >= 0 up to rounding
-    roots = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
-    gap = (a_ND.mean(0) - b_MD.mean(0)).square().sum()
-    return float(gap + cov_a.trace() + cov_b.trace() - 2 * roots)

@@ -8,8 +8,9 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from torch.nn import functional as F
 
+from raypref.metrics import frechet_distance
 from raypref.mini.data import HELD_OUT_SEED, TRAIN_SEED, Pool, make_pool
-from raypref.mini.judge import Judge, frechet_distance, load_judge
+from raypref.mini.judge import Judge, load_judge
 from raypref.mini.networks import build_pipeline, build_scheduler, build_text_encoder, build_tokenizer, build_unet
 from raypref.mini.training import Average, Progress, halve_weights, optimizer_and_schedule
 

@@ -7,8 +7,9 @@ import pathlib
 import torch
 from torch.nn import functional as F
 
+from raypref.metrics import frechet_distance
 from raypref.mini.data import HELD_OUT_SEED, TRAIN_SEED, Pool, corrupt, make_pool, recolour
-from raypref.mini.judge import Judge, frechet_distance, save_judge
+from raypref.mini.judge import Judge, save_judge
 from raypref.mini.training import Progress, optimizer_and_schedule
 
 

@@ -21,6 +21,7 @@ WORKER_ENV = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without GPUs sees none: torch and DeepSpeed ask for themselves
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the controller's poll: a report takes 2 s at the default
 }
 
@@ -29,8 +30,9 @@ def connect() -> None:
     """Join the cluster of RAY_ADDRESS (as a submitted job does), or start Ray on this machine."""
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:
+    # "local", since without an address Ray joins whatever cluster was started last on this machine, dead or alive
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
         # a Ray of our own listens on this machine only; with tokens, 2.60 would leave one in the home directory that
         # switches authentication on for every later `ray start`
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -72,19 +74,25 @@ class Share:
     def device(self) -> str:
         return "cuda" if self.gpus else "cpu"
 
+    @property
+    def threads(self) -> int:
+        """Of torch, in each actor."""
+        return max(1, int(self.cpus))
+
 
 def share(config: RunConfig, kind: str, total: dict[str, float]) -> Share:
     """Resolve `resources.<kind>` against what the cluster has in all.
 
     Training workers take a whole GPU each, generators three quarters and scorers one quarter, so that both fit on one;
-    without GPUs, CPUs. Without a number of actors, generators fill three quarters of the cluster and scorers one. Pure.
+    without GPUs, CPUs. A given number of actors share what there is. Without a number, generators fill three quarters of
+    the cluster and scorers one. Pure.
     """
     wanted: Resource = getattr(config.resources, kind)
     gpus = total.get("GPU", 0)
-    part = {"generate": 0.75, "score": 0.25, "train": 1.0}[kind]
-    each = wanted.gpus if wanted.gpus is not None else part * bool(gpus)
+    part = {"generate": 0.75, "score": 0.25}.get(kind)
     if kind == "train":
-        return Share(config.training.workers, wanted.cpus, each)
+        return Share(config.training.workers, wanted.cpus, float(bool(gpus)) if wanted.gpus is None else wanted.gpus)
+    each = min(part, gpus * part / (wanted.actors or 1)) if wanted.gpus is None else wanted.gpus
     room = gpus * part / each if each else total.get("CPU", 1) * part / wanted.cpus
     return Share(wanted.actors or max(1, int(room)), wanted.cpus, each)
 

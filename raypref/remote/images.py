@@ -20,7 +20,7 @@ import ray
 from raypref.artifacts import Store, digest, finalize, finished_shards, read_manifest, shard_name, write_shard
 from raypref.config import RunConfig
 from raypref.curriculum import Task, images_a_row
-from raypref.remote.cluster import quick_imports, share, wait_for
+from raypref.remote.cluster import Share, quick_imports, share, wait_for
 from raypref.remote.tables import Report, check_share
 
 SUMMARY = pa.schema(
@@ -90,10 +90,10 @@ def _stream(items: list[dict], work: _Work, expected: dict[str, int], report: Re
     used = []
     if work.pools:
         used.append(share(config, "generate", total))
-        stream = _actors(stream, painter, used[-1], len(items), (work, used[-1].device))
+        stream = _actors(stream, painter, used[-1], len(items), (work, used[-1]))
     if work.scores:
         used.append(share(config, "score", total))
-        stream = _actors(stream, Scoring, used[-1], len(items), (work, used[-1].device))
+        stream = _actors(stream, Scoring, used[-1], len(items), (work, used[-1]))
     wait_for(used, "building images", config)
     bad: dict[str, int] = {}
     for row in stream.iter_rows():
@@ -119,11 +119,14 @@ def _actors(stream, kind: type, part, most: int, arguments: tuple):
 class Painter:
     """An actor that holds the wave's model and makes pool shards."""
 
-    def __init__(self, work: _Work, device: str):
+    def __init__(self, work: _Work, part: Share):
         with quick_imports():
+            import torch
+
             from raypref.models import load_pipeline
             from raypref.pools import pool_shard
 
+        torch.set_num_threads(part.threads)
         self.make = pool_shard
         self.work, self.store = work, Store(work.store)
         model = next(iter(work.pools.values())).model
@@ -131,7 +134,7 @@ class Painter:
         with tempfile.TemporaryDirectory() as folder:
             if lora:
                 Store(work.run).pull(f"{lora}/lora", folder)
-            self.pipeline = load_pipeline(work.config.model, device, Path(folder) if lora else None)
+            self.pipeline = load_pipeline(work.config.model, part.device, Path(folder) if lora else None)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([self._shard(row) for row in batch.to_pylist()], SUMMARY)
@@ -157,17 +160,20 @@ class Painter:
 class Scoring:
     """An actor that holds the scorers of a wave (each loaded when first needed) and makes score shards."""
 
-    def __init__(self, work: _Work, device: str):
+    def __init__(self, work: _Work, part: Share):
         with quick_imports():
+            import torch
+
             from raypref.scorers import find, load
             from raypref.scoring import score_shard
 
             for task in work.scores:
                 find(task.spec["settings"]["kind"])
 
+        torch.set_num_threads(part.threads)
         self.make = score_shard
         self.work, self.store = work, Store(work.store)
-        self.scorer = cache(lambda kind, args: load(kind, json.loads(args), device))
+        self.scorer = cache(lambda kind, args: load(kind, json.loads(args), part.device))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([self._shard(row) for row in batch.to_pylist()], SUMMARY)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import ray
 
-from raypref import reporting
-from raypref.artifacts import SCHEMA_VERSION, Store, differences, digest, read_manifest
+from raypref import __version__, reporting
+from raypref.artifacts import Store, differences, digest, finished_shards, read_manifest, write_manifest
 from raypref.config import RunConfig
 from raypref.curriculum import Task, images_a_row, plan, waves
 from raypref.progress import Progress
@@ -19,7 +20,7 @@ from raypref.remote import cluster, tables
 from raypref.remote.images import build_images
 from raypref.remote.train import train
 
-PACKAGES = ("raypref", "ray", "torch", "deepspeed", "diffusers", "transformers", "peft", "open_clip_torch", "pyarrow")
+PACKAGES = ("ray", "torch", "deepspeed", "diffusers", "transformers", "peft", "open_clip_torch", "pyarrow")
 # Fields that a run may change when it goes on: how it runs, not what it makes.
 FREE = (
     "resources",
@@ -30,14 +31,16 @@ FREE = (
     "training.max_failures",
     "training.log_every",
     "training.validate_every",
+    "training.validate_pairs",
     "training.sample_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.gradient_checkpointing",
-    "evaluation.grid",
+    "scorers.[^.]+.batch_size",
     "data.max_rejected",
     "sampling.batch_size",
 )
+_FREE = re.compile(f"({'|'.join(FREE)})\\b")
 
 
 def execute(config: RunConfig, run: Store, pools: Store) -> dict:
@@ -55,7 +58,7 @@ def execute(config: RunConfig, run: Store, pools: Store) -> dict:
             continue
         cluster.connect()  # not before there is something to do
         clock = time.monotonic()
-        items, unit = size(wave, config, pools)
+        items, unit = size(todo, wave, config, pools)
         name = (
             f"images of {wave[0].model}"
             if wave[0].shared and wave[0].kind != "index"
@@ -98,18 +101,7 @@ def _note(row: dict) -> str:
 
 def _evaluate(task: Task, pools: Store, run: Store, config: RunConfig) -> None:
     result = ray.get(_measure.options(num_cpus=0.5).remote(task.spec, config.evaluation, pools, run))
-    run.write_json(
-        f"{task.path}/manifest.json",
-        {
-            "kind": "evaluate",
-            "schema_version": SCHEMA_VERSION,
-            "fingerprint": digest(task.fields),
-            "fields": task.fields,
-            "rows": 1,
-            "files": [],
-            "statistics": result,
-        },
-    )
+    write_manifest(run, task.path, task.kind, task.fields, 1, result)
 
 
 @ray.remote
@@ -120,9 +112,9 @@ def _measure(*arguments) -> dict:
     return evaluate(*arguments)
 
 
-def size(wave: list[Task], config: RunConfig, pools: Store) -> tuple[int, str]:
-    """Items of a wave and their unit, as far as they are known: images made and scored, steps, or rows."""
-    task = wave[0]
+def size(todo: list[Task], wave: list[Task], config: RunConfig, pools: Store) -> tuple[int, str]:
+    """Items that a wave's tasks have to make, and their unit: images made and scored, steps, or rows."""
+    task = todo[0]
     if task.kind == "train":
         return config.stages[task.spec["stage"]].steps, "steps"
     if task.kind == "pairs":
@@ -130,23 +122,25 @@ def size(wave: list[Task], config: RunConfig, pools: Store) -> tuple[int, str]:
     if task.kind not in ("pool", "score"):
         return (0, "rows") if task.kind == "index" else (1, "models")
     total = 0
-    for task in wave:
+    for task in todo:
         pool = next((t for t in wave if t.path == task.spec.get("pool", task.path)), None)
         source = read_manifest(pools, pool.parents[0] if pool else task.spec["pool"])
         fields = pool.fields if pool else source["fields"]
-        total += source["rows"] * images_a_row(fields) if source else 0
+        done = finished_shards(pools, task.path, digest(task.fields))
+        rows = sum(file["rows"] for shard, file in enumerate(source["files"]) if shard not in done)
+        total += rows * images_a_row(fields)
     return total, "images"
 
 
 def _claim(config: RunConfig, run: Store) -> None:
-    """Write config.json and env.json of a new run directory; check those of an old one."""
+    """Write config.json of a new run directory; check that of an old one."""
     new = json.loads(config.model_dump_json())
     try:
         names = run.names()
     except OSError as error:
         raise ValueError(f"--run-dir {run.uri} cannot be read as a folder ({error}); choose another") from None
     if "config.json" in names:
-        changed = [line for line in differences(run.read_json("config.json"), new) if not line.startswith(FREE)]
+        changed = [line for line in differences(run.read_json("config.json"), new) if not _FREE.match(line)]
         if changed:
             raise ValueError(
                 f"--run-dir {run.uri} belongs to a run with another configuration:\n  "
@@ -161,6 +155,13 @@ def _claim(config: RunConfig, run: Store) -> None:
         run.write_json("config.json", new)
 
 
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def environment() -> dict:
     """Versions and hardware, for the record."""
     try:
@@ -168,7 +169,7 @@ def environment() -> dict:
     except OSError:
         sha = ""
     return {
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {"raypref": __version__} | {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "git": sha or None,
         "cluster": {key: value for key, value in ray.cluster_resources().items() if ":" not in key},

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import ray
 
 from raypref import listing, pairing
-from raypref.artifacts import Store, digest, finalize, finished_shards, read_manifest, shard_name, write_shard
-from raypref.config import PairRule, RewardRule, RunConfig
+from raypref.artifacts import Store, digest, finalize, finished_shards, write_shard
+from raypref.config import RunConfig
 from raypref.curriculum import Task
 
 Report = Callable[[int], None]  # how many more are made
@@ -50,9 +50,7 @@ def build_pairs(task: Task, store: Store, run: Store, report: Report) -> None:
 
     Raises ValueError when no pair is left, with the counts of why.
     """
-    # rewards compare every winner with every loser, so that only the losers' shards are split
-    over = "loser" if task.spec["rule"]["kind"] == "reward" else "winner"
-    number = len(read_manifest(store, task.spec[over]["pool"])["files"])
+    number = pairing.count_shards(task.spec, store)
     done = finished_shards(run, task.path, digest(task.fields))
     items = [{"shard": k} for k in range(number) if k not in done]
     if items:
@@ -73,44 +71,30 @@ def build_pairs(task: Task, store: Store, run: Store, report: Report) -> None:
 def _select(batch: pa.Table, task: Task, store: Store, run: Store) -> pa.Table:
     counts = []
     for shard in batch["shard"].to_pylist():
-        winner, loser, rule = (task.spec[key] for key in ("winner", "loser", "rule"))
-        if rule["kind"] == "reward":
-            every = range(len(read_manifest(store, winner["pool"])["files"]))
-            sides = _side(winner, store, every), _side(loser, store, [shard])
-            table, statistics = pairing.reward_shard(RewardRule.model_validate(rule), *sides)
-        else:
-            sides = _side(winner, store, [shard]), _side(loser, store, [shard])
-            same = winner["pool"] == loser["pool"]
-            table, statistics = pairing.pair_shard(PairRule.model_validate(rule), *sides, task.spec["seed"], same)
+        table, statistics = pairing.make_shard(task.spec, store, shard)
         write_shard(run, task.path, shard, table, digest(task.fields), statistics=statistics)
         counts.append(table.num_rows)
     return pa.table({"pairs": pa.array(counts, pa.int64())})
-
-
-def _side(spec: dict, store: Store, shards: Iterable[int]) -> dict:
-    """A side of a pair with the rows of some shards of its pool and scores."""
-
-    def rows(path: str | None) -> pa.Table | None:
-        return path and pa.concat_tables(store.read_table(f"{path}/{shard_name(shard)}.parquet") for shard in shards)
-
-    return spec | {"pool": rows(spec["pool"]), "scores": rows(spec["scores"])}
 
 
 def _describe(task: Task, run: Store, manifest: dict) -> None:
     """Add to the manifest the distribution of score gaps and the prompts at its ends."""
     if task.spec["winner"]["scores"] is None:
         return
-    ids, gaps = [], []
+    gaps, ends = [], []
     for file in manifest["files"]:
         table = run.read_table(f"{task.path}/{file['file']}", ["prompt", "winner_score", "loser_score"])
-        ids += table["prompt"].to_pylist()
-        gaps.append(table["winner_score"].to_numpy() - table["loser_score"].to_numpy())
+        gap = table["winner_score"].to_numpy() - table["loser_score"].to_numpy()
+        gaps.append(gap)
+        order = np.argsort(gap, kind="stable")
+        # of a file only its ends, so that memory grows by four bytes a pair
+        ends += [{"prompt": table["prompt"][int(i)].as_py(), "gap": float(gap[i])} for i in {*order[:5], *order[-5:]}]
+        ends = sorted(ends, key=lambda end: (end["gap"], end["prompt"]))
+        ends = ends if len(ends) <= 10 else ends[:5] + ends[-5:]
     gap = np.concatenate(gaps)
-    order = np.argsort(gap, kind="stable")
     counts, edges = np.histogram(gap, bins=40)
-    ends = [{"prompt": ids[i], "gap": float(gap[i])} for i in (*order[:5], *order[-5:])]
     manifest["statistics"] |= {
-        "mean_gap": float(gap.mean()),
+        "mean_gap": float(gap.mean(dtype=np.float64)),
         "gap_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         "gap_by_prompt": {"smallest": ends[:5], "largest": ends[:-6:-1]},
     }

@@ -13,7 +13,7 @@ import ray
 import ray.train
 from ray.train import FailureConfig, ScalingConfig
 
-from raypref.artifacts import SCHEMA_VERSION, Store, digest
+from raypref.artifacts import Store, write_manifest
 from raypref.config import RunConfig
 from raypref.curriculum import Task
 from raypref.journal import read_parts
@@ -51,7 +51,7 @@ def _worker(arguments: dict) -> None:
         from raypref.trainer import train_stage
         from raypref.workers import Job
 
-    torch.set_num_threads(max(1, int(arguments["cpus"])))
+    torch.set_num_threads(arguments["threads"])
     job = Job(config=RunConfig.model_validate(arguments["config"]), **arguments["job"])
     failure, run = f"{job.path}/{FAILURE}", Store(job.run)
     if run.exists(failure):
@@ -86,7 +86,7 @@ def train(task: Task, run: Store, pools: Store, config: RunConfig, report: Calla
     scratch = f"{task.path}/ray"  # Ray asks for storage that all machines see; nothing of ours is in it
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"config": config.model_dump(mode="json"), "job": job, "cpus": part.cpus},
+        train_loop_config={"config": config.model_dump(mode="json"), "job": job, "threads": part.threads},
         torch_config=TorchConfig(backend="nccl" if part.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=part.actors,
@@ -110,18 +110,7 @@ def train(task: Task, run: Store, pools: Store, config: RunConfig, report: Calla
             f"training {task.model}: {failure['message']} ({failure['error']}; trace in {task.path}/{FAILURE})"
         )
     rows = [json.loads(line) for line in run.read(f"{task.path}/metrics.jsonl").splitlines()]
-    run.write_json(
-        f"{task.path}/manifest.json",
-        {
-            "kind": "train",
-            "schema_version": SCHEMA_VERSION,
-            "fingerprint": digest(task.fields),
-            "fields": task.fields,
-            "rows": len(rows),
-            "files": [],
-            "statistics": rows[-1],
-        },
-    )
+    write_manifest(run, task.path, task.kind, task.fields, len(rows), rows[-1])
 
 
 def _fit(trainer, run: Store, path: str, report: Callable[[dict], None]) -> None:
@@ -130,9 +119,14 @@ def _fit(trainer, run: Store, path: str, report: Callable[[dict], None]) -> None
     ended = threading.Event()
 
     def follow() -> None:
-        seen = -1
-        while not ended.wait(1.0):
-            for line in read_parts(run, path).splitlines():
+        seen, last = -1, False
+        while not last:
+            last = ended.wait(1.0)  # one more look after the end, for the last rows
+            try:
+                rows = read_parts(run, path, since=seen)
+            except OSError:
+                continue  # object storage does that now and then; the next look sees the same rows
+            for line in rows.splitlines():
                 row = json.loads(line)
                 if row["step"] > seen:
                     seen = row["step"]

@@ -26,8 +26,10 @@ class ZeroEngine:
     def __init__(self, denoiser: Denoiser, job: Job, accumulation: int, context: Context):
         _skip_extension_build()
         training, optim = job.config.training, job.row.optim
+        self.layout = f"ZeRO stage {training.zero_stage}"
         self.stage, self.accumulation, self.calls = training.zero_stage, accumulation, 0
         denoiser.to(context.device)
+        half = training.precision == "bfloat16"
         # its forward reads the shape of a submodule's weight, which ZeRO-3 gathers only inside that submodule
         deepspeed.utils.set_z3_leaf_modules(denoiser, [CLIPTextEmbeddings])
         # reuses the process group that Ray Train has made
@@ -41,7 +43,9 @@ class ZeroEngine:
                 "gradient_accumulation_steps": accumulation,
                 "train_batch_size": training.micro_batch * accumulation * context.world,
                 "gradient_clipping": optim.max_grad_norm,
-                "bf16": {"enabled": training.precision == "bfloat16"},
+                "bf16": {"enabled": half},
+                # sums of bfloat16 gradients would depend on micro_batch and workers (ZeRO-0 has no other type)
+                **({"data_types": {"grad_accum_dtype": "fp32"}} if half and self.stage else {}),
                 "zero_optimization": {"stage": self.stage},
                 # a plain torch AdamW: DeepSpeed's own is compiled when first used
                 "zero_allow_untested_optimizer": True,

@@ -1,5 +1,6 @@
 """The training loop on one process: what must not change the numbers does not, and what is frozen stays so."""
 
+import json
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from raypref import artifacts, checkpoints
 from raypref.artifacts import Store
 from raypref.batches import Pairs
+from raypref.journal import read_parts
 from raypref.models import POLICY, REFERENCE, load_pipeline, read_adapter
 from raypref.seeds import seed_of
 from raypref.workers import Alone, TorchEngine
@@ -190,8 +192,27 @@ def test_checkpoint_of_another_number_of_workers_is_refused(run, tiny):
     job = make_job(run, make_config(tiny), path="train/world")
     with pytest.raises(InterruptedError):
         train(job, engine=Dies)
-    with pytest.raises(ValueError, match=r"written by 1 worker\(s\) and cannot be read by 2.*training\.workers=1"):
+    with pytest.raises(ValueError, match=r"written by 1 worker\(s\) with plain torch and cannot be read by 2"):
         train(job, One())
+
+
+def test_checkpoint_of_another_zero_stage_is_refused(run, tiny):
+    class Other(TorchEngine):
+        layout = "ZeRO stage 2"
+
+    job = make_job(run, make_config(tiny), path="train/layout")
+    with pytest.raises(InterruptedError):
+        train(job, engine=Dies)
+    with pytest.raises(ValueError, match=r"with plain torch and cannot be read by 1 with ZeRO stage 2: set training"):
+        train(job, engine=Other)
+
+
+def test_metrics_are_read_from_the_newest_part_that_can_hold_news(run, tiny):
+    job = make_job(run, make_config(tiny, "training.checkpoint_every=2"), path="train/parts")
+    train(job)
+    store = Store(job.run)
+    steps = [[json.loads(line)["step"] for line in read_parts(store, job.path, n).splitlines()] for n in (-1, 0, 3, 4)]
+    assert steps == [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6], [3, 4, 5, 6], [5, 6]]
 
 
 # what is trained and what is not

@@ -66,9 +66,7 @@ def test_wrong_value_is_refused_with_its_path_and_value(assignment, path, given)
 
 
 def test_required_fields_are_named():
-    assert problems("stages.new={}") == [
-        f"stages.new.{n}: is required" for n in ("winner", "loser", "steps", "batch_size")
-    ]
+    assert problems("stages.new={}") == [f"stages.new.{n}: is required" for n in ("winner", "steps", "batch_size")]
 
 
 def test_all_problems_come_in_one_message():
@@ -140,6 +138,8 @@ def test_all_problems_come_in_one_message():
             "stages.easy.batch_size: 20 pairs cannot be split over training.workers=2 x training.micro_batch=8; "
             "make it a multiple of 16",
         ),
+        (["stages.hard.loser=null"], "stages.hard.loser: is required; only the objective sft trains on winners alone"),
+        (["resources.train.actors=2"], "resources.train.actors: the number of training workers is training.workers"),
         (
             ["stages.hard.lora.rank=4"],
             "stages.hard.lora: differs from that of an earlier stage of the same unet, whose adapter it continues",
@@ -155,7 +155,6 @@ def test_impossible_combination_is_refused(assignments, expected):
 def test_stage_that_needs_real_images_without_any():
     assert problems("data.prompts={kind: prompts, path: x.txt}", recipe="sft_sd15") == [
         "stages.sft.winner: needs real images; give data.real",
-        "stages.sft.loser: needs real images; give data.real",
     ]
 
 

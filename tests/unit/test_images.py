@@ -251,6 +251,13 @@ def test_fit_to_other_shapes():
     assert (crop["top"], crop["left"]) == (0, 0)
 
 
+def test_fit_of_a_thin_strip_needs_no_more_memory_than_the_result():
+    strip = Image.new("RGB", (400_000, 16), "red")  # as a whole at this height: 12.8 million pixels wide, 19 GB
+    array, crop = images.fit(strip, (512, 512))
+    assert array.shape == (512, 512, 3) and (array == (255, 0, 0)).all()
+    assert crop["left"] == (400_000 * 32 - 512) // 2
+
+
 def test_fit_is_antialiased():
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::2] = 255

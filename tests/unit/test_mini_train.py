@@ -50,14 +50,3 @@ def test_merges_make_every_word_one_piece():
 
     made = {a + b for a, b in learn_merges(("red", "read", "reading"))}
     assert {"red</w>", "read</w>", "reading</w>"} <= made
-
-
-def test_frechet_distance_of_shifted_gaussians():
-    from raypref.mini.judge import frechet_distance
-
-    x = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
-    assert frechet_distance(x, x + torch.tensor([3.0, 0, 0])) == pytest.approx(9, abs=1e-6)
-    # equal means and a doubled scale: each of 3 dimensions adds (2 - 1)^2 times its variance
-    centred = x - x.mean(0)
-    assert frechet_distance(centred, 2 * centred) == pytest.approx(float(torch.cov(x.T).trace()), rel=1e-6)

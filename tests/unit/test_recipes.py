@@ -84,3 +84,11 @@ def test_hgdpo_is_the_papers():
 def test_unknown_recipe_is_refused_with_what_there_is():
     with pytest.raises(ValueError, match="--recipe 'maxi': there are mini, hgdpo_sd15"):
         configure("maxi")
+
+
+def test_sft_generates_nothing_to_train_on():
+    """Winners alone: the base model draws evaluation images and no losers."""
+    generated = [t for t in plan(config_of("sft_sd15")) if t.kind == "pool" and t.spec["domain"] == "generated"]
+    assert {t.spec["set"] for t in generated} == {"eval_prompts"}
+    (pairs,) = (t for t in plan(config_of("sft_sd15")) if t.kind == "pairs" and t.name != "held_out")
+    assert pairs.spec["winner"]["pool"] == pairs.spec["loser"]["pool"] and not pairs.spec["same"]

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from raypref import report
+from raypref.images import decode, encode
+from raypref.reporting import contact_sheet
 
 ATTACK = '<script>alert("x")</script>'
 
@@ -158,6 +160,15 @@ def test_pictures():
     assert 'width="512"' in large and "pixel" not in large
     assert len(large) < len(image(1024)) / 4
     assert report.picture(None) == report.picture(b"not an image") == '<span class="none">–</span>'
+
+
+def test_grid_keeps_the_place_of_an_image_that_was_set_aside():
+    red = encode(np.full((32, 32, 3), (255, 0, 0), np.uint8), "png")
+    columns = [{"name": "base", "images": [None, red]}, {"name": "easy", "images": [None, None]}]
+    sheet = decode(contact_sheet(columns), 10**7)
+    cell = (sheet.width - 2) // 2
+    assert sheet.getpixel((cell + cell // 4, 20)) == (255, 0, 0)
+    assert sheet.getpixel((cell // 4, 20)) == (128, 128, 128)
 
 
 def test_long_curves_stay_small():
