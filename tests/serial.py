@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from raypref import evaluation, listing, models, pairing, pools, scorers, scoring
-from raypref.artifacts import Store, digest, finalize, read_manifest, shard_name, write_shard
+from raypref.artifacts import Store, digest, finalize, read_manifest, shard_name, write_manifest, write_shard
 from raypref.config import RunConfig
 from raypref.curriculum import Task, plan
 from raypref.trainer import train_stage
@@ -72,7 +72,7 @@ def _train(task, store, config):
 
 def _evaluate(task, store, config):
     result = evaluation.evaluate(task.spec, config.evaluation, store, store)
-    store.write_json(f"{task.path}/manifest.json", {"fingerprint": digest(task.fields), "statistics": result})
+    write_manifest(store, task.path, task.kind, task.fields, 1, result)
 
 
 def _shards(task, store, parent, make):
