@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -17,19 +18,15 @@ def build(
     recipe: dict,
     overlays: list[dict] | None,
     assignments: list[str] | None,
-    expand: Callable[[dict], dict] = lambda tree: tree,
+    expand: Callable[[dict, list[dict]], dict] = lambda tree, changes: tree,
 ) -> Config:
     """Merge YAML overlays and `path=value` assignments into a recipe's fields and validate the whole against a schema.
 
-    `expand` turns shorthands of the merged tree into fields. Raises ValueError with every problem, one a line, each
+    `expand` turns shorthands of the merged tree into fields, seeing what the changes said. Raises ValueError with every problem, one a line, each
     naming field, value, and what is allowed.
     """
-    tree = recipe
-    for overlay in overlays or []:
-        tree = merge(tree, overlay)
-    for text in assignments or []:
-        tree = merge(tree, assignment(text))
-    tree = expand(tree)
+    changes = [*(overlays or []), *map(assignment, assignments or [])]
+    tree = expand(reduce(merge, changes, recipe), changes)
     try:
         return schema.model_validate(tree)
     except ValidationError as error:

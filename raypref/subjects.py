@@ -84,10 +84,11 @@ def prompts(noun: str, token: str, live: bool) -> dict[str, tuple[str, ...]]:
     return found | {"eval": found["eval"] + tuple(f"a {look} {name}" for look in _LOOKS)}
 
 
-def expand(tree: dict) -> dict:
+def expand(tree: dict, changes: list[dict]) -> dict:
     """A configuration's fields with `data.subject` (a folder of photos) and `data.class_noun` turned into sources.
 
-    What the configuration says itself is left as it is. Raises ValueError for a folder without photos or an unknown class.
+    They take the place of the recipe's; sources that the changes (overlays, assignments) name themselves stay. Raises
+    ValueError for a folder without photos or an unknown class.
     """
     data = dict(tree.get("data") or {})
     folder, noun = data.pop("subject", None), data.pop("class_noun", None)
@@ -109,7 +110,8 @@ def expand(tree: dict) -> dict:
         "validation_prompts": _list(sets["validation"]),
         "eval_prompts": _list(sets["eval"]),
     }
-    return tree | {"data": given | {name: value for name, value in data.items() if value is not None}}
+    named = {key for change in changes if isinstance(change.get("data"), dict) for key in change["data"]}
+    return tree | {"data": data | {name: source for name, source in given.items() if name not in named}}
 
 
 def class_of(folder: Path) -> str:

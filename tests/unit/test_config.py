@@ -36,7 +36,7 @@ def problems(*assignments: str, recipe: str = "mini") -> list[str]:
             "stages.easy.objective.statistics.wieght=2",
             "stages.easy.objective.statistics.wieght: unknown key; did you mean 'weight'?",
         ),
-        ("data.real.pathh=x", "data.real.pathh: unknown key; allowed: kind, seed, count, start"),
+        ("data.real.pathh=x", "data.real.pathh: unknown key; allowed: kind, seed, count, start, identity, caption"),
     ],
 )
 def test_unknown_key_is_refused_with_a_suggestion(assignment, expected):

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from raypref.artifacts import PAIRS, POOL, SCORES, parquet_bytes
-from raypref.config import PairRule
-from raypref.pairing import pair_shard
+from raypref.config import PairRule, RewardRule
+from raypref.pairing import pair_shard, reward_shard
 
 BEST_WORST = PairRule(scorer="s")
 RANDOM = PairRule(winner="random", loser="random")
@@ -47,6 +47,7 @@ def test_a_pair_holds_all_that_training_needs():
             "pair_id": "a#0",
             "prompt_id": "a",
             "prompt": "prompt a",
+            "loser_prompt": "prompt a",
             "winner": b"poola2",
             "loser": b"poola1",
             "winner_latent": np.full(2, 2, np.float16).tobytes(),
@@ -134,3 +135,51 @@ def test_a_winner_is_never_its_own_loser(rule):
     table, _ = pair_shard(rule, pool, pool, 0, same=True)
     assert table.num_rows > 20
     assert all(row["winner"] != row["loser"] for row in table.to_pylist())
+
+
+# rewards (RPO)
+
+
+def reward_side(images: dict[str, list], source: str, first=None) -> dict:
+    """Pools whose images have the given (image, text) features, two numbers each."""
+    pool = side({id: [1] * len(features) for id, features in images.items()}, None, source)["pool"]
+    rows = [
+        {"prompt_id": id, "values": [[*image, *text] for image, text in features]} for id, features in images.items()
+    ]
+    return {"pool": pool, "scores": pa.Table.from_pylist(rows, SCORES), "source": source, "first": first}
+
+
+REFERENCES = reward_side({"r": [((1, 0), (9, 9))], "s": [((0, 1), (9, 9))]}, "real")
+
+
+def test_every_reference_meets_every_negative():
+    losers = reward_side({"a": [((1, 0), (1, 0)), ((0, 1), (1, 0))], "b": [((1, 1), (0, 1))]}, "drawn")
+    table, statistics = reward_shard(RewardRule(features="f"), REFERENCES, losers)
+    assert table.schema == PAIRS
+    rows = table.to_pylist()
+    assert [row["pair_id"] for row in rows] == ["r~a#0", "s~a#0", "r~a#1", "s~a#1", "r~b#0", "s~b#0"]
+    assert {row["prompt"] for row in rows} == {"prompt r", "prompt s"}
+    assert [row["loser_prompt"] for row in rows] == ["prompt a"] * 4 + ["prompt b"] * 2
+    assert [row["loser"] for row in rows] == [b"drawna0"] * 2 + [b"drawna1"] * 2 + [b"drawnb0"] * 2
+    assert statistics == {"dropped": {}, "winner_sources": {"real": 6}, "loser_sources": {"drawn": 6}}
+    few = reward_side({"a": [((1, 0), (1, 0)), ((0, 1), (1, 0))], "b": [((1, 1), (0, 1))]}, "drawn", first=1)
+    assert reward_shard(RewardRule(features="f"), REFERENCES, few)[0].num_rows == 4
+
+
+def test_labels_by_hand():
+    """Image (1, 0) under the text (1, 0): s_txt 1, s_img (1 + .5) / 2; reference s: s_txt .5, s_img the same."""
+    losers = reward_side({"a": [((1, 0), (1, 0))]}, "drawn")
+    rows = reward_shard(RewardRule(features="f"), REFERENCES, losers)[0].to_pylist()
+    assert [(row["winner_score"], row["loser_score"]) for row in rows] == [(1, 1), (0.5, 1)]  # lambda_train 0: text alone
+    assert [row["label"] for row in rows] == pytest.approx([0.5, 1 / (1 + math.exp(0.5))])
+    rule = RewardRule(features="f", lambda_train=0.5, temperature=0.1)
+    (_, row) = reward_shard(rule, REFERENCES, losers)[0].to_pylist()
+    mine, other = 1 / (0.5 / 0.75 + 0.5 / 0.5), 1 / (0.5 / 0.75 + 0.5 / 1)
+    assert (row["winner_score"], row["loser_score"]) == pytest.approx((mine, other))
+    assert row["label"] == pytest.approx(1 / (1 + math.exp((other - mine) / 0.1)))
+
+
+def test_negatives_without_features_are_counted():
+    losers = reward_side({"a": [((math.nan, 0), (1, 0)), ((0, 1), (1, 0))]}, "drawn")
+    table, statistics = reward_shard(RewardRule(features="f"), REFERENCES, losers)
+    assert table.num_rows == 2 and statistics["dropped"] == {"no usable candidates": 1}

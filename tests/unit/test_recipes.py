@@ -13,7 +13,7 @@ DATA = ["data.real={kind: folder, path: photos}", "data.prompts={kind: prompts, 
 
 
 def config_of(name: str) -> RunConfig:
-    return configure(name, None, [] if name == "mini" else DATA)
+    return configure(name, None, DATA if name.endswith("sd15") else [])
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -36,13 +36,13 @@ def test_config_json_replays_the_recipe(name):
     assert [t.path for t in plan(replayed)] == [t.path for t in plan(config)]
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "mini"])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("sd15")])
 def test_recipe_without_its_data_says_which_is_missing(name):
     with pytest.raises(ValueError, match=r"neither data\.prompts nor data\.real is given"):
         configure(name)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "mini"])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("sd15")])
 def test_recipe_runs_on_captions_of_real_images_alone(name):
     assert plan(configure(name, None, DATA[:1]))
 
@@ -82,7 +82,7 @@ def test_hgdpo_is_the_papers():
 
 
 def test_unknown_recipe_is_refused_with_what_there_is():
-    with pytest.raises(ValueError, match="--recipe 'maxi': there are mini, hgdpo_sd15"):
+    with pytest.raises(ValueError, match="--recipe 'maxi': there are mini, rpo_mini"):
         configure("maxi")
 
 
