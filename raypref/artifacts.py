@@ -70,6 +70,11 @@ class Store:
             return filesystem, root
         return pafs.LocalFileSystem(), os.path.abspath(self.uri)
 
+    def join(self, path: str) -> str:
+        """URI of what is at `path`; a query, such as an endpoint of s3, stays at the end."""
+        uri, mark, query = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
+        return f"{uri.rstrip('/')}/{path}{mark}{query}"
+
     @property
     def local(self) -> Path | None:
         """The directory, when it is on this machine's file system."""

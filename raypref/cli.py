@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import glob
+import json
 import os
 import sys
 import traceback
@@ -11,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from raypref.artifacts import Store
 from raypref.config import RunConfig
 from raypref.recipes import RECIPES, configure
 
@@ -43,6 +46,60 @@ def parser(description: str, default_recipe: str) -> argparse.ArgumentParser:
 def list_recipes() -> None:
     for name, recipe in RECIPES.items():
         print(f"{name:<22} {recipe.__doc__.strip().splitlines()[0]}")
+
+
+def train_job(description: str, recipe: str) -> None:
+    """A job that runs a recipe: options, the plan or the run (of every subject, where there are several), the result."""
+    arguments = parser(description.splitlines()[0], recipe).parse_args()
+    if arguments.list_recipes:
+        return list_recipes()
+    if not arguments.run_dir:
+        raise ValueError("--run-dir is required: a folder or URI for everything the run makes, such as runs/demo")
+    configs = load_configs(arguments)
+    run, pools = Store(location(arguments.run_dir)), Store(location(arguments.pools or arguments.run_dir))
+    if arguments.dry_run:
+        from raypref.planning import show
+
+        return print("\n\n".join(f"{name}\n{show(config, run, pools)}".strip() for name, config in configs.items()))
+
+    if list(configs) != [""]:
+        return _print_subjects(configs, run)
+    from raypref.remote import pipeline
+    from raypref.report import table
+
+    summary = pipeline.execute(configs[""], run, pools)
+    print("\n" + table(summary["stages"]))
+    print(f"report: {run.join('report.html')}\nlast adapter: {run.join(list(summary['loras'].values())[-1])}")
+
+
+def _print_subjects(configs: dict[str, RunConfig], run: Store) -> None:
+    from raypref.remote.subjects import execute_all
+    from raypref.report import table
+
+    summary = execute_all(configs, run)
+    if summary["mean"]:
+        print("\n" + table([{"name": name, "metrics": metrics} for name, metrics in summary["mean"].items()]))
+    failed = {name: s["error"] for name, s in summary["subjects"].items() if "error" in s}
+    print(f"means over {len(configs) - len(failed)} subjects: {run.join('summary.json')}")
+    if failed:
+        lines = "\n".join(f"  {name}: {error}" for name, error in failed.items())
+        raise ValueError(f"{len(failed)} of {len(configs)} subjects failed:\n{lines}")
+
+
+def load_configs(arguments: argparse.Namespace) -> dict[str, RunConfig]:
+    """One configuration, under the name '', or one for each folder where `data.subject` is a pattern such as photos/*."""
+    pattern = next((a.partition("=")[2] for a in reversed(arguments.assignments) if a.startswith("data.subject=")), "")
+    if not any(sign in pattern for sign in "*?["):
+        return {"": load_config(arguments)}
+    folders = [folder for folder in sorted(glob.glob(os.path.expanduser(pattern))) if os.path.isdir(folder)]
+    if not folders:
+        raise ValueError(f"data.subject={pattern!r} matches no folder")
+    configs = {}
+    for folder in folders:
+        one = argparse.Namespace(**vars(arguments))
+        one.assignments = [*arguments.assignments, f"data.subject={json.dumps(folder)}"]
+        configs[os.path.basename(folder)] = load_config(one)
+    return configs
 
 
 def load_config(arguments: argparse.Namespace) -> RunConfig:

@@ -22,8 +22,8 @@ def build(
 ) -> Config:
     """Merge YAML overlays and `path=value` assignments into a recipe's fields and validate the whole against a schema.
 
-    `expand` turns shorthands of the merged tree into fields, seeing what the changes said. Raises ValueError with every problem, one a line, each
-    naming field, value, and what is allowed.
+    `expand` turns shorthands of the merged tree into fields, seeing what the changes said. Raises ValueError with every
+    problem, one a line, each naming field, value, and what is allowed.
     """
     changes = [*(overlays or []), *map(assignment, assignments or [])]
     tree = expand(reduce(merge, changes, recipe), changes)

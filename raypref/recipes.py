@@ -268,8 +268,67 @@ def sft_sd15() -> dict:
     return _sd15({"sft": {**HARD, **_TRAIN, "loser": None, "steps": 20_000, "objective": {"kind": "sft"}}})
 
 
+def _subject_sd15(stages: dict) -> dict:
+    """What the subject-driven recipes for Stable Diffusion 1.5 share; data.subject is the user's to give."""
+    clip = {"model": "ViT-B-16", "pretrained": "openai"}  # of DreamBench (paper)
+    return _sd15(stages) | {
+        "scorers": {
+            "reward": {"kind": "align_pair"},  # (paper)
+            "clip_t": {"kind": "open_clip", "args": clip},
+            "clip_i": {"kind": "open_clip_features", "args": clip},
+            "dino": {"kind": "dino"},
+        },
+        "evaluation": {"preference": "clip_t", "likeness": ["dino", "clip_i"]},
+    }
+
+
+_SUBJECT = {"steps": 400, "batch_size": 4, "lora": {"rank": 8}, "optim": {"lr": 1e-4}}  # steps (paper); the rest (ours)
+
+
+def rpo_sd15() -> dict:
+    """RPO for Stable Diffusion 1.5 as a LoRA of the U-Net (needs data.subject, a folder of a subject's photos)."""
+    return _subject_sd15(
+        {
+            "rpo": {
+                "winner": {"kind": "real"},
+                "loser": {"kind": "generated", "count": 4},  # x 8 prompts (paper)
+                "pairs": {"kind": "reward", "features": "reward"},  # lambda_train 0, temperature 1 (paper)
+                "objective": {"kind": "rpo"},
+                **_SUBJECT,
+                "validation": {"features": "reward", "every": 40},  # (paper)
+            }
+        }
+    )
+
+
+def dreambooth_sd15() -> dict:
+    """DreamBooth-LoRA with prior preservation for Stable Diffusion 1.5 (needs data.subject), RPO's baseline."""
+    return _subject_sd15(
+        {
+            "dreambooth": {
+                "winner": {"kind": "real"},
+                "loser": {"kind": "generated", "count": 125},  # x 8 prompts: about 1,000 class images (paper)
+                "pairs": {"kind": "reward", "features": "reward"},
+                "objective": {"kind": "dreambooth"},
+                **_SUBJECT,
+            }
+        }
+    )
+
+
 RECIPES: dict[str, Callable[[], dict]] = {
-    f.__name__: f for f in (mini, rpo_mini, dreambooth_mini, hgdpo_sd15, diffusion_dpo_sd15, naive_real_sd15, sft_sd15)
+    f.__name__: f
+    for f in (
+        mini,
+        rpo_mini,
+        dreambooth_mini,
+        hgdpo_sd15,
+        diffusion_dpo_sd15,
+        naive_real_sd15,
+        sft_sd15,
+        rpo_sd15,
+        dreambooth_sd15,
+    )
 }
 
 

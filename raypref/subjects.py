@@ -102,6 +102,10 @@ def expand(tree: dict, changes: list[dict]) -> dict:
     noun = noun or class_of(path)
     token = data.setdefault("token", "sks")
     sets = prompts(noun, token, noun in LIVE)
+    stages = (tree.get("stages") or {}).values()
+    if any((stage or {}).get("objective", {}).get("kind") == "dreambooth" for stage in stages):
+        # its losers are images of the class, which the token must not name
+        sets["train"] = (f"a photo of {noun}",) * len(sets["train"])
     photos = {"kind": "folder", "path": str(path), "caption": f"a photo of {token} {noun}"}
     given = {
         "real": photos,

@@ -95,7 +95,7 @@ def train(task: Task, run: Store, pools: Store, config: RunConfig, report: Calla
         ),
         run_config=ray.train.RunConfig(
             name=uuid.uuid4().hex,
-            storage_path=f"{job['run']}/{scratch}",
+            storage_path=Store(job["run"]).join(scratch),
             failure_config=FailureConfig(max_failures=config.training.max_failures),
         ),
     )

@@ -20,6 +20,7 @@ TABLE = {
     "open_clip_features": "raypref.scorers.clip:OpenClipFeatures",
     "open_clip_pair": "raypref.scorers.clip:OpenClipPair",
     "align_pair": "raypref.scorers.align:AlignPair",
+    "dino": "raypref.scorers.dino:Dino",
     "pickscore": "raypref.scorers.pickscore:PickScore",
     "color_statistics": "raypref.scorers.color:ColorStatistics",
     "mini_attributes": "raypref.scorers.mini:Attributes",

@@ -170,7 +170,10 @@ def test_labels_by_hand():
     """Image (1, 0) under the text (1, 0): s_txt 1, s_img (1 + .5) / 2; reference s: s_txt .5, s_img the same."""
     losers = reward_side({"a": [((1, 0), (1, 0))]}, "drawn")
     rows = reward_shard(RewardRule(features="f"), REFERENCES, losers)[0].to_pylist()
-    assert [(row["winner_score"], row["loser_score"]) for row in rows] == [(1, 1), (0.5, 1)]  # lambda_train 0: text alone
+    assert [(row["winner_score"], row["loser_score"]) for row in rows] == [
+        (1, 1),
+        (0.5, 1),
+    ]  # lambda_train 0: text alone
     assert [row["label"] for row in rows] == pytest.approx([0.5, 1 / (1 + math.exp(0.5))])
     rule = RewardRule(features="f", lambda_train=0.5, temperature=0.1)
     (_, row) = reward_shard(rule, REFERENCES, losers)[0].to_pylist()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from raypref import subjects
+from raypref import cli, subjects
 from raypref.recipes import configure
 from raypref.scoring import without_token
 
@@ -80,3 +80,26 @@ def test_unknown_class_is_asked_for(photos):
 def test_scorers_never_see_the_rare_token(prompt, seen):
     assert without_token(prompt, "sks") == seen
     assert without_token(prompt, None) == prompt
+
+
+def test_class_images_of_dreambooth_do_not_name_the_subject(photos):
+    config = configure("dreambooth_sd15", [], [f"data.subject={photos}", "data.class_noun=dog"])
+    assert set(config.data.prompts.prompts) == {"a photo of dog"}
+    assert config.data.real.caption == "a photo of sks dog"
+
+
+@pytest.mark.parametrize(("pattern", "names"), [("d*", ["dog", "duck"]), ("[a-c]*", ["cat"])])
+def test_a_pattern_is_one_run_for_each_folder(tmp_path, pattern, names):
+    for name in ("cat", "dog", "duck"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "00.jpg").write_bytes(b"x")
+    options = ["--set", f"data.subject={tmp_path}/{pattern}", "--set", "data.class_noun=toy"]
+    configs = cli.load_configs(cli.parser("a job", "rpo_mini").parse_args(options))
+    assert list(configs) == names
+    assert [config.data.real.path for config in configs.values()] == [str(tmp_path / name) for name in names]
+
+
+def test_a_pattern_without_folders_is_refused(tmp_path):
+    options = cli.parser("a job", "rpo_mini").parse_args(["--set", f"data.subject={tmp_path}/*"])
+    with pytest.raises(ValueError, match="matches no folder"):
+        cli.load_configs(options)

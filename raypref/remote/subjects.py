@@ -1,0 +1,67 @@
+"""Several subjects in one job: each is an ordinary run in a folder of its own, and one that fails stops no other."""
+
+from __future__ import annotations
+
+import numpy as np
+import ray
+
+from raypref.artifacts import Store
+from raypref.config import RunConfig
+from raypref.progress import Progress
+from raypref.remote import cluster
+
+
+def execute_all(configs: dict[str, RunConfig], run: Store) -> dict:
+    """Run every subject in `subjects/<name>`, as many at once as the cluster has room for; writes summary.json.
+
+    Returns {"subjects": {name: summary or {"error": message}}, "mean": {stage: {metric: mean over subjects}}}.
+    """
+    cluster.connect()
+    waiting, running, results = list(configs), {}, {}
+    room = min(_room(config) for config in configs.values())
+    with Progress("subjects", len(configs), "subjects") as progress:
+        while waiting or running:
+            while waiting and len(running) < room:
+                name = waiting.pop(0)
+                running[_one.remote(configs[name], run.join(f"subjects/{name}"))] = name
+            (done, *_), _ = ray.wait(list(running))
+            name = running.pop(done)
+            results[name] = ray.get(done)
+            progress.add(1, results[name].get("error", "").split("\n")[0])
+    summary = {"subjects": {name: results[name] for name in configs}, "mean": means(list(results.values()))}
+    run.write_json("summary.json", summary)
+    return summary
+
+
+@ray.remote(num_cpus=0)  # it only waits: what works inside asks for its own
+def _one(config: RunConfig, uri: str) -> dict:
+    from raypref import cli
+    from raypref.remote.pipeline import execute
+
+    store = Store(uri)
+    try:
+        return execute(config, store, store)
+    except Exception as error:
+        return {"error": cli.root(error)}
+
+
+def _room(config: RunConfig) -> int:
+    """How many such runs fit side by side: none may hold half of what it needs while another holds the rest."""
+    total = ray.cluster_resources()
+    generate, score, train = (cluster.share(config, kind, total) for kind in ("generate", "score", "train"))
+    needs = {
+        "CPU": max(generate.actors * generate.cpus + score.actors * score.cpus, train.actors * train.cpus),
+        "GPU": max(generate.actors * generate.gpus + score.actors * score.gpus, train.actors * train.gpus),
+    }
+    return max(1, min(int(total.get(name, 0) / need) for name, need in needs.items() if need))
+
+
+def means(summaries: list[dict]) -> dict[str, dict[str, float]]:
+    """Of each stage the mean of every metric over the subjects that have it."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for summary in summaries:
+        for stage in summary.get("stages", ()):
+            for metric, value in stage["metrics"].items():
+                if value is not None:
+                    found.setdefault(stage["name"], {}).setdefault(metric, []).append(value)
+    return {stage: {m: float(np.mean(v)) for m, v in metrics.items()} for stage, metrics in found.items()}
