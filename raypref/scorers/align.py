@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as T
 from transformers import AlignModel, AutoProcessor
 
 
@@ -14,19 +13,14 @@ class AlignPair:
 
     def __init__(self, model: str = "kakaobrain/align-base", device: str = "cpu"):
         self.model = AlignModel.from_pretrained(model, use_safetensors=True).to(device).eval()
-        self.processor = AutoProcessor.from_pretrained(model)
-        self.device = device
+        self.processor, self.device = AutoProcessor.from_pretrained(model), device
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        settings = self.processor.image_processor
-        height, width = settings.size["height"], settings.size["width"]
-        crop = settings.crop_size["height"], settings.crop_size["width"]
-        pixels = T.resize(images.to(self.device), [height, width], T.InterpolationMode.BICUBIC, antialias=True)
-        pixels = T.normalize(T.center_crop(pixels.clamp(0, 1), crop), settings.image_mean, settings.image_std)
+        pixels = self.processor.image_processor((images * 255).round().byte(), return_tensors="pt").pixel_values
         tokens = self.processor.tokenizer(
             prompts, padding="max_length", max_length=64, truncation=True, return_tensors="pt"
         ).to(self.device)
-        image = self.model.get_image_features(pixel_values=pixels).pooler_output
+        image = self.model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output
         text = self.model.get_text_features(**tokens).pooler_output
         return torch.cat([F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)], dim=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as T
 from transformers import AutoImageProcessor, AutoModel
 
 
@@ -17,8 +16,5 @@ class Dino:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        size = self.model.config.image_size
-        pixels = T.resize(images.to(self.device), [size], T.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
-        pixels = T.center_crop(pixels, [size])
-        pixels = T.normalize(pixels, self.processor.image_mean, self.processor.image_std)
-        return self.model(pixel_values=pixels).last_hidden_state[:, 0].float()
+        pixels = self.processor((images * 255).round().byte(), return_tensors="pt").pixel_values
+        return self.model(pixel_values=pixels.to(self.device)).last_hidden_state[:, 0].float()

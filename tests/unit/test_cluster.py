@@ -5,7 +5,7 @@ import pytest
 from raypref.recipes import RECIPES, configure
 from raypref.remote.cluster import share
 
-DATA = ["data.real={kind: folder, path: photos}"]
+DATA = ["data.real={kind: folder, path: photos}", "data.validation_prompts={kind: list, prompts: [a photo]}"]
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -13,17 +13,19 @@ from PIL import Image
 from raypref import scorers
 from raypref.metrics import color_statistics
 from raypref.mini import locate, renderer
+from tests import checkpoints
 
 MINI = {
     "open_clip": {"model": "mini:scorer"},
     "open_clip scaled": {"model": "mini:scorer", "scale": True},
     "open_clip clip": {"model": "mini:clip"},
     "open_clip_features": {"model": "mini:clip"},
+    "open_clip_pair": {"model": "mini:clip"},
     "mini_attributes": {},
     "mini_features": {},
     "color_statistics": {},
 }
-NAMES = [*MINI, "pickscore"]
+NAMES = [*MINI, "pickscore", "align_pair", "dino"]
 
 
 @pytest.fixture(scope="module")
@@ -35,39 +37,24 @@ def people():
 
 
 @pytest.fixture(scope="module")
-def tiny_pickscore(tmp_path_factory):
-    """A random CLIP of transformers with a processor, as PickScore is one: its folder."""
-    from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
-
-    folder = tmp_path_factory.mktemp("pickscore")
-    tokenizer = AutoTokenizer.from_pretrained(locate("mini:pipeline") + "/tokenizer")
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": tokenizer.model_max_length,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
+def tiny(tmp_path_factory):
+    """Arguments of scorers with models of the hub: folders of small random ones."""
+    folder = tmp_path_factory.mktemp("models")
+    pickscore = checkpoints.clip(folder / "clip")
+    return {
+        "pickscore": {"model": pickscore, "processor": pickscore},
+        "align_pair": {"model": checkpoints.align(folder / "align")},
+        "dino": {"model": checkpoints.dino(folder / "dino")},
     }
-    torch.manual_seed(0)
-    vision = {"image_size": 24, "patch_size": 8}
-    CLIPModel(CLIPConfig(text_config=size | text, vision_config=size | vision, projection_dim=8)).save_pretrained(
-        folder
-    )
-    crop = {"height": 24, "width": 24}
-    image_processor = CLIPImageProcessor(size={"shortest_edge": 24}, crop_size=crop)
-    CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
-def load(tiny_pickscore):
+def load(tiny):
     made = {}
 
     def load(name: str):
         if name not in made:
-            arguments = {"model": tiny_pickscore, "processor": tiny_pickscore} if name == "pickscore" else MINI[name]
-            made[name] = scorers.load(name.split()[0], arguments)
+            made[name] = scorers.load(name.split()[0], tiny.get(name) or MINI[name])
         return made[name]
 
     return load
@@ -92,7 +79,7 @@ def test_result_is_finite_float32_one_row_an_image(load, people, name):
     values = load(name)(images, prompts)
     assert values.dtype == torch.float32
     assert values.shape[0] == 6
-    features = name in ("open_clip_features", "mini_features", "color_statistics")
+    features = name.endswith(("_features", "_pair")) or name in ("color_statistics", "dino")
     assert values.ndim == (2 if features else 1)
     assert values.isfinite().all()
     assert not values.requires_grad
@@ -167,17 +154,51 @@ def test_open_clip_resizes_as_open_clip_does(people):
     assert (features * expected).sum(1).min() > 0.995
 
 
-def test_pickscore_equals_transformers_by_hand(tiny_pickscore, people):
+def test_pair_is_image_and_text_side_by_side(load, people):
+    image, text = load("open_clip_pair")(*people).chunk(2, dim=1)
+    torch.testing.assert_close(image, load("open_clip_features")(*people))
+    torch.testing.assert_close((image * text).sum(1), load("open_clip clip")(*people))
+
+
+def test_align_equals_transformers_by_hand(tiny, people):
+    from transformers import AlignModel, AlignProcessor
+
+    folder = tiny["align_pair"]["model"]
+    model, processor = AlignModel.from_pretrained(folder).eval(), AlignProcessor.from_pretrained(folder)
+    plain = [Image.fromarray(np.full((28, 28, 3), v, np.uint8)) for v in (0, 90, 255)]
+    prompts = people[1][:3]
+    inputs = processor(images=plain, text=prompts, padding="max_length", max_length=64, return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**inputs)
+    images = torch.tensor([0, 90, 255]).view(3, 1, 1, 1).expand(3, 3, 28, 28) / 255
+    image, text = scorers.load("align_pair", tiny["align_pair"])(images, prompts).chunk(2, dim=1)
+    torch.testing.assert_close(image, outputs.image_embeds, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(text, outputs.text_embeds, atol=1e-4, rtol=1e-4)
+
+
+def test_dino_equals_transformers_by_hand(tiny):
+    from transformers import ViTImageProcessor, ViTModel
+
+    folder = tiny["dino"]["model"]
+    model, processor = ViTModel.from_pretrained(folder).eval(), ViTImageProcessor.from_pretrained(folder)
+    plain = [Image.fromarray(np.full((24, 24, 3), v, np.uint8)) for v in (0, 90, 255)]
+    with torch.no_grad():
+        expected = model(**processor(images=plain, return_tensors="pt")).last_hidden_state[:, 0]
+    images = torch.tensor([0, 90, 255]).view(3, 1, 1, 1).expand(3, 3, 24, 24) / 255
+    torch.testing.assert_close(scorers.load("dino", tiny["dino"])(images, [""] * 3), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_pickscore_equals_transformers_by_hand(tiny, people):
     from transformers import CLIPModel, CLIPProcessor
 
     images, prompts = people
-    model = CLIPModel.from_pretrained(tiny_pickscore).eval()
-    processor = CLIPProcessor.from_pretrained(tiny_pickscore)
+    folder = tiny["pickscore"]["model"]
+    model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
     pictures = [Image.fromarray((i.permute(1, 2, 0) * 255).round().byte().numpy()) for i in images]
     inputs = processor(text=prompts, images=pictures, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
         expected = model(**inputs).logits_per_text.diagonal()
-    scorer = scorers.load("pickscore", {"model": tiny_pickscore, "processor": tiny_pickscore})
+    scorer = scorers.load("pickscore", tiny["pickscore"])
     # 64 px are made 24 px: by PIL or on whole numbers there, on floats here
     torch.testing.assert_close(scorer(images, prompts), expected, atol=0.05, rtol=0.01)
     exact = [Image.fromarray(np.full((24, 24, 3), v, np.uint8)) for v in (0, 90, 255)]
