@@ -196,7 +196,7 @@ def test_color_statistics_are_those_of_the_metrics(load, people):
 def test_attributes_are_a_share(load, people):
     values = load("mini_attributes")(*people)
     assert ((values >= 0) & (values <= 1)).all()
-    with pytest.raises(ValueError, match="no attribute of the miniature world in 'a teapot'.*evaluation.scorers"):
+    with pytest.raises(ValueError, match=r"no attribute of the miniature world in 'a teapot'.*evaluation\.scorers"):
         load("mini_attributes")(people[0][:1], ["a teapot"])
 
 
