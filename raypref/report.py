@@ -115,6 +115,14 @@ PLOTS = (
             Series("reward", "validation/reward", GREEN),
         ),
     ),
+    Plot(
+        "Reward by lambda_val",
+        "each has its own best checkpoint",
+        tuple(
+            Series(f"{n / 10:g}", f"validation/reward_{n / 10:g}", matplotlib.colors.to_hex(color))
+            for n, color in zip(range(1, 10), matplotlib.colormaps["viridis"](np.linspace(0, 0.9, 9)), strict=True)
+        ),
+    ),
     Plot("Latent mean drift", "held down by the statistics loss", (Series("drift", "stat_drift", PURPLE),)),
     Plot("Gradient norm", "before clipping", (Series("norm", "grad_norm", GREY),)),
     Plot("Learning rate", "", (Series("learning rate", "lr", GREY),)),

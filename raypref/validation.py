@@ -70,9 +70,14 @@ class Looks:
             self.store.write_json(f"{name}/look.json", self.history[-1])
             self._prune()
         self.context.barrier()
-        reward = reward_curve(self.history, self.settings.select)[-1]
-        means = {f"validation/{key}": float(np.mean(values)) for key, values in row.items()}
-        return means | {"validation/reward": reward}
+        rewarded = {
+            lam: reward_curve(self.history[-1:], lam)[0] for lam in (self.settings.select, *self.settings.lambdas)
+        }
+        return (
+            {f"validation/{key}": float(np.mean(values)) for key, values in row.items()}
+            | {f"validation/reward_{lam:g}": reward for lam, reward in rewarded.items()}
+            | {"validation/reward": rewarded[self.settings.select]}
+        )
 
     def choose(self) -> str:
         """Path of the LoRA that is best for `select`.
