@@ -10,18 +10,17 @@ an ablation does; interrupted, the same command goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import warnings
 from pathlib import Path
 
+import claims
+
 from raypref import cli
 from raypref.artifacts import Store
 from raypref.config import RunConfig
-from raypref.metrics import mean_interval
 from raypref.recipes import configure, mini
 
-RESULTS = Path(__file__).parent / "results"
 METRICS = (
     "preference_score",
     "win_rate_vs_base",
@@ -30,7 +29,6 @@ METRICS = (
     "color_drift",
     "latent_mean_drift",
 )
-# (claim, metric, left, right): it holds when left is above right, seed by seed, with a 95 % interval above zero
 CLAIMS = (
     ("easy is preferred to base", "preference_score", "easy", "base"),
     ("a pool of 8 beats a pool of 2", "preference_score", "easy", "easy_n2"),
@@ -85,55 +83,15 @@ def measure(seeds: int, run_dir: str, scale: float) -> list[dict]:
     return summaries
 
 
-def collect(summaries: list[dict]) -> dict:
-    """Means with 95 % intervals of every model and metric, and of every claim's difference over the seeds."""
-    values = {stage["name"]: {} for stage in summaries[0]["stages"]}
+def values_of(summaries: list[dict]) -> claims.Values:
+    values: claims.Values = {stage["name"]: {} for stage in summaries[0]["stages"]}
     for summary in summaries:
         for stage in summary["stages"]:
             for metric in METRICS:
                 value = stage["metrics"].get(metric)
                 if value is not None:
                     values[stage["name"]].setdefault(metric, []).append(value)
-    claims = []
-    for text, metric, left, right in CLAIMS:
-        pairs = zip(values[left][metric], values[right][metric], strict=True)
-        mean, half = mean_interval([a - b for a, b in pairs])
-        verdict = "holds" if mean - half > 0 else "fails" if mean + half < 0 else "not shown"
-        claims.append({"claim": text, "metric": metric, "left": left, "right": right, "difference": mean, "half": half,
-                       "verdict": verdict})  # fmt: skip
-    table = {name: {m: mean_interval(v) for m, v in metrics.items()} for name, metrics in values.items()}
-    return {"seeds": len(summaries), "values": values, "table": table, "claims": claims}
-
-
-def markdown(result: dict) -> str:
-    lines = ["| model | " + " | ".join(m.replace("_", " ") for m in METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
-    for name, metrics in result["table"].items():
-        cells = [f"{metrics[m][0]:.3f} ± {metrics[m][1]:.3f}" if m in metrics else "–" for m in METRICS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "| claim | difference (95 % interval) | verdict |", "|---|---|---|"]
-    for claim in result["claims"]:
-        what = f"{claim['metric'].replace('_', ' ')}: {claim['left']} − {claim['right']}"
-        lines.append(
-            f"| {claim['claim']} | {what} = {claim['difference']:.3f} ± {claim['half']:.3f} | **{claim['verdict']}** |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def plot(result: dict, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 5.5), layout="constrained")
-    for axis, metric in zip(figure.subplots(2, 3).flat, METRICS, strict=True):
-        names = [name for name in result["table"] if metric in result["table"][name]]
-        means, halves = zip(*(result["table"][name][metric] for name in names), strict=True)
-        axis.errorbar(means, range(len(names)), xerr=halves, fmt="o", color="#3b82f6", capsize=3)
-        for y, name in enumerate(names):
-            axis.plot(result["values"][name][metric], [y] * result["seeds"], ".", color="#8a8f98", alpha=0.6)
-        axis.set_yticks(range(len(names)), names)
-        axis.invert_yaxis()
-        axis.set_title(metric.replace("_", " "), fontsize=10)
-    figure.suptitle(f"{result['seeds']} seeds: mean and 95 % interval, each seed a dot", fontsize=10)
-    figure.savefig(path, dpi=110)
+    return values
 
 
 def main() -> None:
@@ -141,17 +99,14 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=5)
     options.add_argument("--run-dir", default="runs/orderings")
     options.add_argument("--scale", type=float, default=1.0, help="below 1: a smaller smoke run")
-    options.add_argument("--out", type=Path, default=RESULTS)
+    options.add_argument("--out", type=Path, default=claims.RESULTS)
     arguments = options.parse_args()
     if arguments.seeds < 2:
         raise ValueError("--seeds must be 2 or more: an interval needs them")
-    result = collect(measure(arguments.seeds, arguments.run_dir, arguments.scale))
+    summaries = measure(arguments.seeds, arguments.run_dir, arguments.scale)
     command = f"python benchmarks/miniature_orderings.py --seeds {arguments.seeds} --scale {arguments.scale:g}"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "miniature_orderings.json").write_text(json.dumps({"command": command, **result}, indent=1) + "\n")
-    (arguments.out / "miniature_orderings.md").write_text(f"`{command}`\n\n{markdown(result)}")
-    plot(result, arguments.out / "miniature_orderings.png")
-    print(markdown(result))
+    result = claims.judge(values_of(summaries), CLAIMS)
+    print(claims.write(result, "miniature_orderings", command, f"{arguments.seeds} seeds", arguments.out))
 
 
 if __name__ == "__main__":

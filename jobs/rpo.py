@@ -10,6 +10,11 @@ import warnings
 
 from raypref import cli
 
+
+def main() -> None:
+    cli.train_job(__doc__, "rpo_mini")
+
+
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
-    sys.exit(cli.guarded(lambda: cli.train_job(__doc__, "rpo_mini")))
+    sys.exit(cli.guarded(main))
