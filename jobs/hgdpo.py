@@ -8,10 +8,11 @@ import sys
 import warnings
 
 from raypref import cli
+from raypref.remote.job import train_job
 
 
 def main() -> None:
-    cli.train_job(__doc__, "mini")
+    train_job(__doc__, "mini")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ import sys
 import warnings
 
 from raypref import cli
+from raypref.remote.job import train_job
 
 
 def main() -> None:
-    cli.train_job(__doc__, "rpo_mini")
+    train_job(__doc__, "rpo_mini")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from typing import Any
 
 import yaml
 
-from raypref.artifacts import Store
 from raypref.config import RunConfig
 from raypref.recipes import RECIPES, configure
 
@@ -46,44 +45,6 @@ def parser(description: str, default_recipe: str) -> argparse.ArgumentParser:
 def list_recipes() -> None:
     for name, recipe in RECIPES.items():
         print(f"{name:<22} {recipe.__doc__.strip().splitlines()[0]}")
-
-
-def train_job(description: str, recipe: str) -> None:
-    """A job that runs a recipe: options, the plan or the run (of every subject, where there are several), the result."""
-    arguments = parser(description.splitlines()[0], recipe).parse_args()
-    if arguments.list_recipes:
-        return list_recipes()
-    if not arguments.run_dir:
-        raise ValueError("--run-dir is required: a folder or URI for everything the run makes, such as runs/demo")
-    configs = load_configs(arguments)
-    run, pools = Store(location(arguments.run_dir)), Store(location(arguments.pools or arguments.run_dir))
-    if arguments.dry_run:
-        from raypref.planning import show
-
-        return print("\n\n".join(f"{name}\n{show(config, run, pools)}".strip() for name, config in configs.items()))
-
-    if list(configs) != [""]:
-        return _print_subjects(configs, run)
-    from raypref.remote import pipeline
-    from raypref.report import table
-
-    summary = pipeline.execute(configs[""], run, pools)
-    print("\n" + table(summary["stages"]))
-    print(f"report: {run.join('report.html')}\nlast adapter: {run.join(list(summary['loras'].values())[-1])}")
-
-
-def _print_subjects(configs: dict[str, RunConfig], run: Store) -> None:
-    from raypref.remote.subjects import execute_all
-    from raypref.report import table
-
-    summary = execute_all(configs, run)
-    if summary["mean"]:
-        print("\n" + table([{"name": name, "metrics": metrics} for name, metrics in summary["mean"].items()]))
-    failed = {name: s["error"] for name, s in summary["subjects"].items() if "error" in s}
-    print(f"means over {len(configs) - len(failed)} subjects: {run.join('summary.json')}")
-    if failed:
-        lines = "\n".join(f"  {name}: {error}" for name, error in failed.items())
-        raise ValueError(f"{len(failed)} of {len(configs)} subjects failed:\n{lines}")
 
 
 def load_configs(arguments: argparse.Namespace) -> dict[str, RunConfig]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raypref.artifacts import digest
-from raypref.config import Generated, PairRule, Real, Reconstructed, RunConfig, Scorer, Stage, prompt_set, start_of
+from raypref.config import RunConfig, Scorer, prompt_set, start_of
+from raypref.stages import Generated, PairRule, Real, Reconstructed, Stage
 
 REFERENCES = ("base", "real", "real", ())  # the pool of real images, which validations compare with
 COLORS = "color_statistics"  # always measured on evaluation images, beside the configured scorers

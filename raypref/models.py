@@ -19,8 +19,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from raypref.config import Lora, Model
+from raypref.config import Model
 from raypref.mini import locate
+from raypref.stages import Lora
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 MODULES = ("unet", "text_encoder")

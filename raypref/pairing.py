@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from raypref import rewards
 from raypref.artifacts import PAIRS, Store, read_manifest, shard_name
-from raypref.config import PairRule, RewardRule
 from raypref.seeds import seed_of
 from raypref.selection import Choice, select
+from raypref.stages import PairRule, RewardRule
 
 
 def count_shards(spec: dict, store: Store) -> int:

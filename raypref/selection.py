@@ -6,7 +6,7 @@ import math
 import random
 from dataclasses import dataclass
 
-from raypref.config import PairRule
+from raypref.stages import PairRule
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from torch import Tensor
 from raypref import checkpoints, losses, noising
 from raypref.artifacts import Store
 from raypref.batches import Batch, Pairs, micro_batches
-from raypref.config import Optim, Stage, Statistics
 from raypref.journal import MetricsLog
 from raypref.models import POLICY, REFERENCE, Denoiser, adapter_state, add_adapters, export, load_pipeline, token_ids
 from raypref.monitoring import HeldOut
 from raypref.seeds import seed_of
+from raypref.stages import Optim, Stage, Statistics
 from raypref.validation import Looks
 from raypref.workers import Context, Engine, Job
 

@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from raypref.config import RunConfig, Stage
+from raypref.config import RunConfig
 from raypref.models import Denoiser, trainable
+from raypref.stages import Stage
 
 
 class Engine(Protocol):

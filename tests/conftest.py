@@ -15,10 +15,11 @@ import torch
 
 from raypref import artifacts, pairing
 from raypref.artifacts import Store
-from raypref.config import PairRule, RunConfig, build
+from raypref.config import RunConfig, build
 from raypref.mini import renderer
 from raypref.noising import gaussian
 from raypref.seeds import seed_of
+from raypref.stages import PairRule
 from raypref.workers import Alone, Job, TorchEngine
 
 LATENT = (4, 8, 8)  # of the tiny pipeline's 16 px images

@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from raypref import overlays
-from raypref.config import RunConfig, Stage, build, prompt_set, start_of
+from raypref.config import RunConfig, build, prompt_set, start_of
 from raypref.recipes import configure
+from raypref.stages import Stage
 
 
 def problems(*assignments: str, recipe: str = "mini") -> list[str]:

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from raypref.artifacts import PAIRS, POOL, SCORES, parquet_bytes
-from raypref.config import PairRule, RewardRule
 from raypref.pairing import pair_shard, reward_shard
+from raypref.stages import PairRule, RewardRule
 
 BEST_WORST = PairRule(scorer="s")
 RANDOM = PairRule(winner="random", loser="random")

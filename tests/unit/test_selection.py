@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from raypref.config import PairRule
 from raypref.selection import Choice, select
+from raypref.stages import PairRule
 
 NAN = math.nan
 BEST_WORST = PairRule(scorer="s")
