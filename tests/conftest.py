@@ -18,6 +18,7 @@ from raypref.artifacts import Store
 from raypref.config import RunConfig, build
 from raypref.mini import renderer
 from raypref.noising import gaussian
+from raypref.recipes import configure
 from raypref.seeds import seed_of
 from raypref.stages import PairRule
 from raypref.workers import Alone, Job, TorchEngine
@@ -112,6 +113,16 @@ def tiny(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_epsilon(tmp_path_factory) -> Path:
     return make_pipeline(tmp_path_factory.mktemp("tiny_epsilon"), "epsilon")
+
+
+def configured(recipe: str, *assignments: str) -> RunConfig:
+    """A recipe with sources that need not exist where it leaves them to the user."""
+    sources = [
+        "data.real={kind: folder, path: photos}",
+        "data.prompts={kind: prompts, path: prompts.txt}",
+        "data.validation_prompts={kind: list, prompts: [a photo]}",
+    ]
+    return configure(recipe, None, [*(sources if recipe.endswith("sd15") else []), *assignments])
 
 
 def make_config(pipeline: Path | str, *assignments: str) -> RunConfig:

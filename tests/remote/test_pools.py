@@ -58,10 +58,15 @@ def test_a_killed_painter_costs_no_image(local_ray, finished, tiny, tmp_path):
     config, run, killed = world.small(tiny), tmp_path / "run", []
     task = next(t for t in world.tasks_of(config, "pool") if t.spec["set"] == "prompts")
 
+    earlier = {process.pid for process in world.workers(local_ray, "Painter")}  # of other tests, about to end
+
     def kill() -> None:
-        painters = world.wait(lambda: world.workers(local_ray, "Painter"), 120, "a painter")
+        def painters() -> list:
+            return [process for process in world.workers(local_ray, "Painter") if process.pid not in earlier]
+
+        [painter] = world.wait(painters, 120, "a painter")
         world.wait(lambda: list((run / task.path).glob("*.parquet")), 120, "the first shard", every=0.001)
-        painters[0].send_signal(signal.SIGKILL)
+        painter.send_signal(signal.SIGKILL)
         killed.append(len(list((run / task.path).glob("*.json"))))
 
     thread = threading.Thread(target=kill)

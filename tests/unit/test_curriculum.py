@@ -7,8 +7,7 @@ import pytest
 from raypref.artifacts import digest
 from raypref.curriculum import KINDS, images_a_row, plan, waves
 from raypref.recipes import RECIPES, configure
-
-DATA = ["data.real={kind: folder, path: photos}", "data.prompts={kind: prompts, path: prompts.txt}"]
+from tests.conftest import configured
 
 
 def mini(*assignments: str):
@@ -46,7 +45,7 @@ def downstream(first: str) -> set[tuple[str, str]]:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_parents_come_before_their_children(recipe):
-    tasks = plan(configure(recipe, None, [] if recipe == "mini" else DATA))
+    tasks = plan(configured(recipe))
     seen = set()
     for task in tasks:
         assert task.kind in KINDS
@@ -65,7 +64,7 @@ def test_paths_are_folders_of_their_kind_that_end_in_the_hash_of_the_fields(reci
         "train": "train",
         "evaluate": "eval",
     }
-    for task in plan(configure(recipe, None, [] if recipe == "mini" else DATA)):
+    for task in plan(configured(recipe)):
         assert task.path == f"{folders[task.kind]}/{task.name}-{digest(task.fields)[:8]}"
         json.dumps([task.fields, task.spec])  # plain values
         assert task.shared == (task.kind in ("index", "pool", "score"))

@@ -4,25 +4,16 @@ import json
 
 import pytest
 
-from raypref.config import RunConfig, build
+from raypref.config import build
 from raypref.curriculum import plan
 from raypref.recipes import RECIPES, configure
 from raypref.scorers import TABLE
-
-DATA = [
-    "data.real={kind: folder, path: photos}",
-    "data.prompts={kind: prompts, path: prompts.txt}",
-    "data.validation_prompts={kind: list, prompts: [a photo]}",
-]
-
-
-def config_of(name: str) -> RunConfig:
-    return configure(name, None, DATA if name.endswith("sd15") else [])
+from tests.conftest import configured
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_is_valid_documented_and_can_be_planned(name):
-    config = config_of(name)
+    config = configured(name)
     assert config.recipe == name
     assert len(RECIPES[name].__doc__.splitlines()[0]) > 30
     assert plan(config)
@@ -32,7 +23,7 @@ def test_recipe_is_valid_documented_and_can_be_planned(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_config_json_replays_the_recipe(name):
-    config = config_of(name)
+    config = configured(name)
     text = json.dumps(config.model_dump(mode="json"))
     replayed = build(json.loads(text))
     assert replayed == config
@@ -48,7 +39,7 @@ def test_recipe_without_its_data_says_which_is_missing(name):
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("sd15") and name != "rpo_sd15"])
 def test_recipe_runs_on_captions_of_real_images_alone(name):
-    assert plan(configure(name, None, DATA[:1]))
+    assert plan(configure(name, None, ["data.real={kind: folder, path: photos}"]))
 
 
 def test_recipes_do_not_share_what_a_caller_could_change():
@@ -61,7 +52,7 @@ def test_recipes_do_not_share_what_a_caller_could_change():
 
 def test_hgdpo_is_the_papers():
     """METHODS.md: domains, steps and ranks of the four stages; beta 2500; each stage from the one before."""
-    config = config_of("hgdpo_sd15")
+    config = configured("hgdpo_sd15")
     stages = config.stages
     assert list(stages) == ["easy", "normal", "hard", "text_encoder"]
     kinds = [(s.winner.kind, s.loser.kind) for s in stages.values()]
@@ -92,7 +83,7 @@ def test_unknown_recipe_is_refused_with_what_there_is():
 
 def test_sft_generates_nothing_to_train_on():
     """Winners alone: the base model draws evaluation images and no losers."""
-    generated = [t for t in plan(config_of("sft_sd15")) if t.kind == "pool" and t.spec["domain"] == "generated"]
+    generated = [t for t in plan(configured("sft_sd15")) if t.kind == "pool" and t.spec["domain"] == "generated"]
     assert {t.spec["set"] for t in generated} == {"eval_prompts"}
-    (pairs,) = (t for t in plan(config_of("sft_sd15")) if t.kind == "pairs" and t.name != "held_out")
+    (pairs,) = (t for t in plan(configured("sft_sd15")) if t.kind == "pairs" and t.name != "held_out")
     assert pairs.spec["winner"]["pool"] == pairs.spec["loser"]["pool"] and not pairs.spec["same"]
