@@ -207,6 +207,8 @@ def _validation_problems(config: RunConfig, where: str, stage: Stage):
     if name not in config.scorers:
         hint = closest(name, config.scorers)
         yield f"{where}.validation.features: {name!r} is not in scorers ({names(config.scorers)}); {hint}"
+    if stage.optim.ema is not None:
+        yield f"{where}.optim.ema: {stage.optim.ema} exports an average that no validation has seen; leave one of them out"
     for field in ("validation_prompts", "real"):
         if getattr(config.data, field) is None:
             yield f"{where}.validation: needs data.{field}"

@@ -72,7 +72,7 @@ def reward_shard(rule: RewardRule, winner: dict, loser: dict) -> tuple[pa.Table,
     Sides as in `pair_shard`; `winner` holds the whole pool, and scores are features of image and text side by side.
     Both images of a pair are rewarded under the loser's prompt; the label is the winner's Bradley-Terry probability.
     """
-    references = _features(winner)
+    references = [item for item in _features(winner) if np.isfinite(item[2]).all()]
     reference_images = np.array([image for _, _, image, _ in references])
     rows, dropped = [], {}
     for row, number, image, text in _features(loser):

@@ -38,7 +38,7 @@ class Looks:
             for number in range(self.settings.images)
         ]
         values = [image for row in iter_rows(pools, job.validation["references"]) for image in row["values"]]
-        self.references = np.split(np.array(values), 2, axis=1)[0]
+        self.references = np.split(np.array([value for value in values if np.isfinite(value).all()]), 2, axis=1)[0]
         scorer = job.config.scorers[self.settings.features]
         self.features = scorers.load(scorer.kind, scorer.args, context.device)
         self.batch_size = scorer.batch_size

@@ -305,3 +305,22 @@ def test_every_field_of_a_stage_is_a_path():
     stage = config.stages["easy"]
     assert isinstance(config, RunConfig) and isinstance(stage, Stage)
     assert (stage.optim.ema, stage.flip, config.sampling.steps) == (0.9, True, 3)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("stages.rpo.validation.features=rewart", "stages.rpo.validation.features: 'rewart' is not in scorers"),
+        ("stages.rpo.pairs.features=rewart", "stages.rpo.pairs.features: 'rewart' is not in scorers"),
+        (
+            "stages.rpo.pairs={kind: score, scorer: clip_t}",
+            "stages.rpo.pairs: the objective rpo needs labels from rewards",
+        ),
+        ("stages.rpo.optim.ema=0.9", "stages.rpo.optim.ema: 0.9 exports an average that no validation has seen"),
+        ("stages.rpo.validation.select=1.5", "stages.rpo.validation.select: Input should be less than or equal to 1"),
+        ("data.validation_prompts=null", "stages.rpo.validation: needs data.validation_prompts"),
+        ("evaluation.likeness=[clip_j]", "evaluation.likeness: 'clip_j' is not in scorers"),
+    ],
+)
+def test_impossible_subject_run_is_refused(assignment, expected):
+    assert any(line.startswith(expected) for line in problems(assignment, recipe="rpo_mini"))

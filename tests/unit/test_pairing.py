@@ -186,3 +186,11 @@ def test_negatives_without_features_are_counted():
     losers = reward_side({"a": [((math.nan, 0), (1, 0)), ((0, 1), (1, 0))]}, "drawn")
     table, statistics = reward_shard(RewardRule(features="f"), REFERENCES, losers)
     assert table.num_rows == 2 and statistics["dropped"] == {"no usable candidates": 1}
+
+
+def test_references_without_features_are_left_out():
+    references = reward_side({"r": [((1, 0), (9, 9))], "s": [((math.nan, 1), (9, 9))]}, "real")
+    rows = reward_shard(RewardRule(features="f"), references, reward_side({"a": [((1, 0), (1, 0))]}, "drawn"))[
+        0
+    ].to_pylist()
+    assert [row["pair_id"] for row in rows] == ["r~a#0"] and rows[0]["loser_score"] == 1
