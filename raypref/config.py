@@ -123,7 +123,10 @@ class RunConfig(Strict):
 def _problems(config: RunConfig):
     """Everything that the fields' types cannot say, each as one sentence."""
     if config.data.real is None and config.data.prompts is None:
-        yield "data: neither data.prompts nor data.real is given; give one (data.prompts.kind=prompts, .path=FILE)"
+        yield (
+            "data: neither data.prompts nor data.real is given; give one (data.prompts.kind=prompts, .path=FILE), or "
+            "data.subject=FOLDER, a subject's photos"
+        )
     for role in ("preference", "features"):
         name = getattr(config.evaluation, role)
         if name is not None and name not in config.scorers:

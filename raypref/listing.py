@@ -26,13 +26,13 @@ def write_index(store: Store, path: str, fields: dict, fingerprint: str) -> int:
             good, rejected = _checked(chunk)
             write_shard(store, path, count - 1, pa.Table.from_pylist(good, INDEX), fingerprint, rejected)
     if not count:
-        share = "; give a source that holds some"
-        if fields["part"] != "all":
-            share = (
-                f" for its {fields['part']} part at data.holdout={fields['holdout']}; set data.holdout nearer to 0.5, or "
-                "give data.eval_prompts and data.eval_real"
-            )
-        raise ValueError(f"{path}: the source {fields['source']} gave no rows{share}")
+        name, where = path.split("/")[-1].rpartition("-")[0], fields["source"].get("path", fields["source"]["kind"])
+        if fields["part"] == "all":
+            raise ValueError(f"data.{name}: {where} holds no rows; give a source that holds some")
+        raise ValueError(
+            f"data.{name}: no row of {where} falls into its {fields['part']} part at data.holdout={fields['holdout']}; set "
+            "data.holdout nearer to 0.5, or give data.eval_prompts and data.eval_real"
+        )
     return count
 
 

@@ -56,6 +56,7 @@ def pair_shard(rule: PairRule, winner: dict, loser: dict, seed: int, same: bool)
             dropped[reason] = dropped.get(reason, 0) + 1
         rows += [
             _pair_row(f"{id}#{n}", w, other, choice, w_scores, l_scores, winner["source"], loser["source"])
+            | ({} if winner["scores"] is not None else {"winner_score": None, "loser_score": None})
             for n, choice in enumerate(choices)
         ]
     sources_of = {role: _counts([row[f"{role}_source"] for row in rows]) for role in ("winner", "loser")}

@@ -7,10 +7,12 @@ from raypref.checkpoints import complete
 from raypref.config import RunConfig
 from raypref.curriculum import Task, images_a_row, plan
 from raypref.listing import count_rows
+from raypref.rundir import check
 
 
 def show(config: RunConfig, run: Store, pools: Store) -> str:
-    """One line a task and a line of totals."""
+    """One line a task and a line of totals. Raises ValueError where the run would refuse the run directory."""
+    check(config, run)
     rows: dict[str, int] = {}
     lines, totals = [], {"images": 0, "scores": 0, "steps": 0}
     for task in plan(config):
@@ -18,6 +20,8 @@ def show(config: RunConfig, run: Store, pools: Store) -> str:
         manifest = read_manifest(store, task.path, task.fields)
         amount, unit = _amount(task, config, rows, manifest)
         state = "done" if manifest else _partial(task, store)
+        if task.kind == "index" and not amount:
+            state = "EMPTY: the run will stop here; see data.holdout"
         if not manifest and unit in totals:
             totals[unit] += amount
         lines.append(f"{task.kind:<9} {task.name:<48} {f'{amount:,} {unit}':>16}  {state}")

@@ -45,6 +45,7 @@ COLUMNS = {
     "clip_t": Column("CLIP-T", 1, False, "cosine of image and prompt features"),
     "dino": Column("DINO", 1, False, "mean cosine of DINO features of image and reference images"),
     "clip_i": Column("CLIP-I", 1, False, "mean cosine of CLIP features of image and reference images"),
+    "likeness": Column("Likeness", 1, False, "mean cosine of features of image and reference images"),
     "attribute_accuracy": Column("Attributes", 1, True, "share of prompted attributes found in the image"),
     "color_drift": Column("Colour drift", -1, False, "shift of the mean RGB, in 8-bit levels"),
     "latent_mean_drift": Column("Latent drift", -1, False, "shift of the mean of the latent channels"),
@@ -70,7 +71,12 @@ class Plot(NamedTuple):
 
 
 PLOTS = (
-    Plot("Loss", "dotted: ln 2, where policy and reference agree", (Series("loss", "loss", BLUE),), math.log(2)),
+    Plot(
+        "Loss",
+        "dotted: ln 2, the preference loss where policy and reference agree",
+        (Series("loss", "loss", BLUE),),
+        math.log(2),
+    ),
     Plot(
         "Preference accuracy",
         "dotted: chance",

@@ -39,6 +39,13 @@ def summarize(config: RunConfig, tasks: list[Task], run: Store, pools: Store, ti
         "real": _real(tasks, run),
         "loras": {t.model: f"{t.path}/lora" for t in tasks if t.kind == "train"},
     }
+    chosen = {
+        t.model: run.read_json(f"{t.path}/chosen.json")
+        for t in tasks
+        if t.kind == "train" and config.stages[t.model].validation
+    }
+    if chosen:
+        summary["chosen"] = chosen
     if run.exists("summary.json"):
         old = run.read_json("summary.json")
         if {**old, "wall_s": 0} == json.loads(json.dumps({**summary, "wall_s": 0})):
@@ -102,7 +109,17 @@ def _notes(summary: dict) -> list[str]:
     if summary["real"]:
         values = ", ".join(f"{name} {value:.3f}" for name, value in summary["real"].items())
         notes.append(f"Held-out real images for comparison: {values}.")
+    notes += [f"{stage}: {words}." for stage, words in choices(summary).items()]
     return notes
+
+
+def choices(summary: dict) -> dict[str, str]:
+    """Of each stage with a validation, which checkpoint was chosen and where training ended."""
+    return {
+        stage: f"checkpoint of step {c['step']} chosen, reward {c['reward']:.4f} at lambda_val {c['lambda_val']:g}; trained to "
+        f"step {c['ended']}"
+        for stage, c in summary.get("chosen", {}).items()
+    }
 
 
 def _grids(config: RunConfig, tasks: list[Task], pools: Store) -> dict:

@@ -96,6 +96,10 @@ def expand(tree: dict, changes: list[dict]) -> dict:
         if noun is not None:
             raise ValueError(f"data.class_noun={noun!r} needs data.subject, the folder of the subject's photos")
         return tree
+    if any(sign in str(folder) for sign in "*?["):
+        raise ValueError(
+            f"data.subject={str(folder)!r}: a pattern of folders goes with --set data.subject=..., not in a file"
+        )
     path = Path(str(folder)).expanduser().absolute()
     if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in (path.iterdir() if path.is_dir() else ())):
         raise ValueError(f"data.subject={str(folder)!r}: no such folder with photos ({', '.join(IMAGE_SUFFIXES)})")

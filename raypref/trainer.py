@@ -103,6 +103,7 @@ def train_stage(job: Job, context: Context, make_engine: MakeEngine) -> None:
     if looks is None:
         export_to(f"{job.path}/lora")
     elif context.rank == 0:
+        store.write_json(f"{job.path}/chosen.json", looks.verdict(loop.step))
         with tempfile.TemporaryDirectory() as folder:
             store.pull(looks.choose(), folder)
             store.push(folder, f"{job.path}/lora")

@@ -79,15 +79,21 @@ class Looks:
             | {"validation/reward": rewarded[self.settings.select]}
         )
 
-    def choose(self) -> str:
-        """Path of the LoRA that is best for `select`.
+    def verdict(self, ended: int) -> dict:
+        """{"step": of the checkpoint that is best for `select`, "lambda_val", "reward", "ended": last step trained}.
 
         Raises FloatingPointError when no look has a reward that is a number.
         """
-        chosen = rewards.best(reward_curve(self.history, self.settings.select))
+        curve = reward_curve(self.history, self.settings.select)
+        chosen = rewards.best(curve)
         if chosen is None:
             raise FloatingPointError("no validation has a finite reward; try a lower optim.lr")
-        return f"{self.folder}/step_{self.history[chosen]['step']:06d}/lora"
+        step = self.history[chosen]["step"]
+        return {"step": step, "lambda_val": self.settings.select, "reward": curve[chosen], "ended": ended}
+
+    def choose(self) -> str:
+        """Path of the LoRA that is best for `select`."""
+        return f"{self.folder}/step_{self.verdict(0)['step']:06d}/lora"
 
     def _similarities(self, step: int) -> dict[str, list[float]]:
         share = -(-len(self.items) // self.context.world)

@@ -25,10 +25,13 @@ def train_job(description: str, recipe: str) -> None:
         return _print_subjects(configs, run)
     from raypref.remote import pipeline
     from raypref.report import table
+    from raypref.reporting import choices
 
     summary = pipeline.execute(configs[""], run, pools)
     print("\n" + table(summary["stages"]))
-    print(f"report: {run.join('report.html')}\nlast adapter: {run.join(list(summary['loras'].values())[-1])}")
+    for stage, words in choices(summary).items():
+        print(f"{stage}: {words}")
+    print(f"report: {run.join('report.html')}\nLoRA: {run.join(list(summary['loras'].values())[-1])}")
 
 
 def _print_subjects(configs: dict[str, RunConfig], run: Store) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import platform
-import re
 import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -12,35 +10,16 @@ from importlib.metadata import PackageNotFoundError, version
 import ray
 
 from raypref import __version__, reporting
-from raypref.artifacts import Store, differences, digest, finished_shards, read_manifest, write_manifest
+from raypref.artifacts import Store, digest, finished_shards, read_manifest, write_manifest
 from raypref.config import RunConfig
 from raypref.curriculum import Task, images_a_row, plan, waves
 from raypref.progress import Progress
 from raypref.remote import cluster, tables
 from raypref.remote.images import build_images
 from raypref.remote.train import train
+from raypref.rundir import claim
 
 PACKAGES = ("ray", "torch", "deepspeed", "diffusers", "transformers", "peft", "open_clip_torch", "pyarrow")
-# Fields that a run may change when it goes on: how it runs, not what it makes.
-FREE = (
-    "resources",
-    "training.workers",
-    "training.zero_stage",
-    "training.micro_batch",
-    "training.trackers",
-    "training.max_failures",
-    "training.log_every",
-    "training.validate_every",
-    "training.validate_pairs",
-    "training.sample_every",
-    "training.checkpoint_every",
-    "training.keep_checkpoints",
-    "training.gradient_checkpointing",
-    "scorers.[^.]+.batch_size",
-    "data.max_rejected",
-    "sampling.batch_size",
-)
-_FREE = re.compile(f"({'|'.join(FREE)})\\b")
 
 
 def execute(config: RunConfig, run: Store, pools: Store) -> dict:
@@ -49,7 +28,7 @@ def execute(config: RunConfig, run: Store, pools: Store) -> dict:
     Raises ValueError when the run directory belongs to another configuration.
     """
     started = time.time()
-    _claim(config, run)
+    claim(config, run)
     tasks = plan(config)
     timing = run.read_json("tasks.json") if run.exists("tasks.json") else {}
     for wave in waves(tasks):
@@ -133,29 +112,6 @@ def size(todo: list[Task], wave: list[Task], config: RunConfig, pools: Store) ->
         rows = sum(file["rows"] for shard, file in enumerate(source["files"]) if shard not in done)
         total += rows * images_a_row(fields)
     return total, "images"
-
-
-def _claim(config: RunConfig, run: Store) -> None:
-    """Write config.json of a new run directory; check that of an old one."""
-    new = json.loads(config.model_dump_json())
-    try:
-        names = run.names()
-    except OSError as error:
-        raise ValueError(f"--run-dir {run.uri} cannot be read as a folder ({error}); choose another") from None
-    if "config.json" in names:
-        changed = [line for line in differences(run.read_json("config.json"), new) if not _FREE.match(line)]
-        if changed:
-            raise ValueError(
-                f"--run-dir {run.uri} belongs to a run with another configuration:\n  "
-                + "\n  ".join(changed)
-                + "\nUse another --run-dir (with --pools to take over what can be), or set the fields back."
-            )
-    elif names := [name for name in names if not name.endswith(".log")]:
-        raise ValueError(
-            f"--run-dir {run.uri} is not empty and holds no config.json ({', '.join(names[:3])}); use another"
-        )
-    else:
-        run.write_json("config.json", new)
 
 
 def _version(package: str) -> str | None:

@@ -26,6 +26,7 @@ from raypref.config import RunConfig
 from raypref.curriculum import Task, plan, waves
 from raypref.mini import renderer
 from raypref.recipes import configure
+from raypref.rundir import claim
 
 REPO = Path(__file__).parents[2]
 SCORERS = "tests.remote.scorers"
@@ -149,7 +150,7 @@ def walk(config: RunConfig, run: Path, pools: Path | None = None, until: str = "
     from raypref.remote import pipeline
 
     run_store, pool_store = Store(str(run)), Store(str(pools or run))
-    pipeline._claim(config, run_store)
+    claim(config, run_store)
     for wave in waves(plan(config)):
         todo = [t for t in wave if read_manifest(pool_store if t.shared else run_store, t.path, t.fields) is None]
         if todo:
