@@ -49,7 +49,10 @@ def _wandb(folder: Path, run: str, config: dict, start: int):
 def _mlflow(folder: Path, run: str, config: dict, start: int):
     import mlflow
 
-    mlflow.start_run(run_name=_short(run))
+    tag = f"tags.raypref = '{digest(run)}'"
+    earlier = mlflow.search_runs(filter_string=tag, output_format="list") if start else []
+    resumed = earlier[0].info.run_id if earlier else None
+    mlflow.start_run(resumed, run_name=_short(run), tags={"raypref": digest(run)})
     mlflow.log_dict(config, "config.json")
     return lambda step, row: mlflow.log_metrics(
         {k.replace("/", "."): v for k, v in row.items()}, step=step
