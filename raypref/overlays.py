@@ -30,7 +30,7 @@ def build(
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        raise ValueError(explain(schema, error, tree)) from None
+        raise ValueError(explain(schema, error, tree, recipe)) from None
 
 
 def merge(base: Any, change: Any) -> Any:
@@ -61,8 +61,9 @@ def assignment(text: str) -> dict:
     return tree
 
 
-def explain(schema: type[BaseModel], error: ValidationError, tree: dict) -> str:
-    """All problems of a validation, one a line: field, what is wrong, the value, and a suggestion for unknown keys."""
+def explain(schema: type[BaseModel], error: ValidationError, tree: dict, recipe: dict) -> str:
+    """All problems of a validation, one a line: field, what is wrong, the value, and a suggestion for unknown keys (and
+    for new entries of a mapping, such as stages, that lack fields and are nearly called as one of the recipe's)."""
     lines = []
     for item in error.errors():
         path = ".".join(_path(tree, item["loc"]))
@@ -72,10 +73,22 @@ def explain(schema: type[BaseModel], error: ValidationError, tree: dict) -> str:
             allowed = list(_fields(schema, item["loc"][:-1]))
             lines.append(f"{path}: unknown key; {closest(str(item['loc'][-1]), allowed, 'allowed: ' + names(allowed))}")
         elif item["type"] == "missing":
-            lines.append(f"{path}: is required")
+            lines.append(f"{path}: is required{_misspelt(item['loc'], recipe)}")
+        elif item["type"] == "union_tag_invalid":
+            tags = [tag.strip("' ") for tag in item["ctx"]["expected_tags"].split(",")]
+            hint = closest(item["ctx"]["tag"], tags, "one of " + names(tags))
+            lines.append(f"{path}.kind: {item['ctx']['tag']!r} is unknown; {hint}")
         else:
             lines.append(f"{path}: {item['msg']} (given: {item['input']!r})")
     return f"{len(lines)} problem(s) in the configuration:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _misspelt(loc: tuple, recipe: dict) -> str:
+    group = recipe.get(loc[0])
+    if len(loc) < 3 or not isinstance(group, dict) or loc[1] in group:
+        return ""
+    match = difflib.get_close_matches(str(loc[1]), list(group), n=1)
+    return f"; did you mean {loc[0]}.{match[0]}?" if match else ""
 
 
 def _path(tree: Any, loc: tuple) -> list[str]:

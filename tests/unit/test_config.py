@@ -55,7 +55,6 @@ def test_unknown_key_is_refused_with_a_suggestion(assignment, expected):
         ("training.zero_stage=4", "training.zero_stage", "4"),
         ("data.holdout=1", "data.holdout", "1"),
         ("stages.normal.winner.strengths=[]", "stages.normal.winner.strengths", "[]"),
-        ("stages.easy.objective.kind=dop", "stages.easy.objective", "{'kind': 'dop'}"),
         ("model.base=null", "model.base", "None"),
         ("sampling.guidance=0.5", "sampling.guidance", "0.5"),
     ],
@@ -324,3 +323,22 @@ def test_every_field_of_a_stage_is_a_path():
 )
 def test_impossible_subject_run_is_refused(assignment, expected):
     assert any(line.startswith(expected) for line in problems(assignment, recipe="rpo_mini"))
+
+
+def test_misspelt_stage_is_suggested():
+    lines = problems("stages.esay.steps=10")
+    assert lines[0] == "stages.esay.winner: is required; did you mean stages.easy?"
+    assert problems("stages.new={}")[0] == "stages.new.winner: is required"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("data.real={kind: foldr, path: x}", "data.real.kind: 'foldr' is unknown; did you mean 'folder'?"),
+        ("stages.easy.objective.kind=ppo", "stages.easy.objective.kind: 'ppo' is unknown; did you mean 'rpo'?"),
+        ("stages.easy.objective.kind=dop", "stages.easy.objective.kind: 'dop' is unknown; did you mean 'dpo'?"),
+        ("stages.easy.pairs.kind=xyz", "stages.easy.pairs.kind: 'xyz' is unknown; one of score, reward"),
+    ],
+)
+def test_unknown_kind_is_refused_with_what_there_is(assignment, expected):
+    assert expected in problems(assignment)
