@@ -88,4 +88,4 @@ def test_the_same_command_goes_on_after_the_driver_is_killed(finished, tiny, sho
     world.same_as(finished.run, run, "sources", "pools", "scores", "pairs")
     mine, reference = (Store(str(root)).read_json("summary.json") for root in (run, finished.run))
     assert mine["stages"][1]["metrics"]["preference_score"] == reference["stages"][1]["metrics"]["preference_score"]
-    assert "last adapter" in third.stdout
+    assert "LoRA: " in third.stdout
