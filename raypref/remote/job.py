@@ -15,30 +15,33 @@ def train_job(description: str, recipe: str) -> None:
     if not arguments.run_dir:
         raise ValueError("--run-dir is required: a folder or URI for everything the run makes, such as runs/demo")
     configs = cli.load_configs(arguments)
-    run, pools = Store(cli.location(arguments.run_dir)), Store(cli.location(arguments.pools or arguments.run_dir))
+    run = Store(cli.location(arguments.run_dir))
+    pools = Store(cli.location(arguments.pools)) if arguments.pools else None
     if arguments.dry_run:
         from raypref.planning import show
 
-        return print("\n\n".join(f"{name}\n{show(config, run, pools)}".strip() for name, config in configs.items()))
-
+        for name, config in configs.items():
+            own = Store(run.join(f"subjects/{name}")) if name else run
+            print(f"{name}\n{show(config, own, pools or own)}".strip())
+        return
     if list(configs) != [""]:
-        return _print_subjects(configs, run)
+        return _print_subjects(configs, run, pools)
     from raypref.remote import pipeline
     from raypref.report import table
     from raypref.reporting import choices
 
-    summary = pipeline.execute(configs[""], run, pools)
+    summary = pipeline.execute(configs[""], run, pools or run)
     print("\n" + table(summary["stages"]))
     for stage, words in choices(summary).items():
         print(f"{stage}: {words}")
     print(f"report: {run.join('report.html')}\nLoRA: {run.join(list(summary['loras'].values())[-1])}")
 
 
-def _print_subjects(configs: dict[str, RunConfig], run: Store) -> None:
+def _print_subjects(configs: dict[str, RunConfig], run: Store, pools: Store | None) -> None:
     from raypref.remote.subjects import execute_all
     from raypref.report import table
 
-    summary = execute_all(configs, run)
+    summary = execute_all(configs, run, pools)
     if summary["mean"]:
         print("\n" + table([{"name": name, "metrics": metrics} for name, metrics in summary["mean"].items()]))
     failed = {name: s["error"] for name, s in summary["subjects"].items() if "error" in s}

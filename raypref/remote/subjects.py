@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 import ray
 
+from raypref import cli
 from raypref.artifacts import Store
 from raypref.config import RunConfig
 from raypref.progress import Progress
 from raypref.remote import cluster
 
 
-def execute_all(configs: dict[str, RunConfig], run: Store) -> dict:
+def execute_all(configs: dict[str, RunConfig], run: Store, pools: Store | None = None) -> dict:
     """Run every subject in `subjects/<name>`, as many at once as the cluster has room for; writes summary.json.
 
-    Returns {"subjects": {name: summary or {"error": message}}, "mean": {stage: {metric: mean over subjects}}}.
+    `pools`: a pool store that all share; none: each its own. Returns {"subjects": {name: summary or {"error": message}}, "mean": {stage: {metric: mean over subjects}}}.
     """
     cluster.connect()
     waiting, running, results = list(configs), {}, {}
@@ -23,10 +24,14 @@ def execute_all(configs: dict[str, RunConfig], run: Store) -> dict:
         while waiting or running:
             while waiting and len(running) < room:
                 name = waiting.pop(0)
-                running[_one.remote(configs[name], run.join(f"subjects/{name}"))] = name
+                own = Store(run.join(f"subjects/{name}"))
+                running[_one.remote(configs[name], own, pools or own)] = name
             (done, *_), _ = ray.wait(list(running))
             name = running.pop(done)
-            results[name] = ray.get(done)
+            try:
+                results[name] = ray.get(done)
+            except ray.exceptions.RayError as error:  # the task's own process was lost
+                results[name] = {"error": cli.root(error)}
             progress.add(1, results[name].get("error", "").split("\n")[0])
     summary = {"subjects": {name: results[name] for name in configs}, "mean": means(list(results.values()))}
     run.write_json("summary.json", summary)
@@ -34,14 +39,12 @@ def execute_all(configs: dict[str, RunConfig], run: Store) -> dict:
 
 
 @ray.remote(num_cpus=0)  # it only waits: what works inside asks for its own
-def _one(config: RunConfig, uri: str) -> dict:
-    from raypref import cli
+def _one(config: RunConfig, run: Store, pools: Store) -> dict:
     from raypref.remote.pipeline import execute
 
-    store = Store(uri)
     try:
-        return execute(config, store, store)
-    except Exception as error:
+        return execute(config, run, pools)
+    except Exception as error:  # whatever it is, the other subjects go on, and the message is in the summary
         return {"error": cli.root(error)}
 
 
