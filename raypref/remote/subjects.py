@@ -15,7 +15,8 @@ from raypref.remote import cluster
 def execute_all(configs: dict[str, RunConfig], run: Store, pools: Store | None = None) -> dict:
     """Run every subject in `subjects/<name>`, as many at once as the cluster has room for; writes summary.json.
 
-    `pools`: a pool store that all share; none: each its own. Returns {"subjects": {name: summary or {"error": message}}, "mean": {stage: {metric: mean over subjects}}}.
+    `pools`: a pool store that all share; none: each its own. Returns {"subjects": {name: summary or {"error": message}},
+    "mean": {stage: {metric: mean over subjects}}}.
     """
     cluster.connect()
     waiting, running, results = list(configs), {}, {}
