@@ -16,7 +16,7 @@ TEXT_WIDTH = 64
 def build_vae() -> AutoencoderKL:
     """f8: 64 x 64 px to 16 x 8 x 8 latents."""
     return AutoencoderKL(
-        block_out_channels=(8, 16, 32, 96),
+        block_out_channels=(8, 16, 32, 64),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
@@ -33,7 +33,7 @@ def build_unet() -> UNet2DConditionModel:
         sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        block_out_channels=(48, 96),
+        block_out_channels=(32, 64),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
