@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from raypref import overlays, subjects
 from raypref.overlays import closest, names
@@ -62,6 +62,10 @@ class Evaluation(Strict):
     features: str | None = Field(None, description="feature model (an entry of scorers) for the Frechet distance")
     scorers: tuple[str, ...] = Field((), description="further entries of `scorers` whose means are reported")
     likeness: tuple[str, ...] = Field((), description="feature models (entries of scorers) for likeness to `real`")
+    second: str | None = Field(
+        None, description="a second preference scorer, best one that picks no pairs: its win rate"
+    )
+    images: int = Field(1, ge=1, description="a prompt; DreamBench has 4")
     grid: int = Field(12, ge=1, description="prompts in the report's image grid")
 
 
@@ -84,11 +88,19 @@ class Training(Strict):
 
 
 class Resource(Strict):
-    """Of one kind of task. `actors`: a number, or none for as many as the cluster has room for."""
+    """Of one kind of task. `actors`: a number; [least, most] for as many as the work keeps busy, for which an autoscaler
+    may bring nodes up; or none for as many as the cluster has room for."""
 
     cpus: float = Field(1, gt=0, description="CPUs an actor or worker")
     gpus: float | None = Field(None, ge=0, description="GPUs an actor or worker; none: decided by what there is")
-    actors: int | None = Field(None, ge=1)
+    actors: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+
+    @field_validator("actors")
+    @classmethod
+    def _ordered(cls, actors):
+        if isinstance(actors, tuple) and actors[0] > actors[1]:
+            raise ValueError(f"{list(actors)} must be [least, most]")
+        return actors
 
 
 class Resources(Strict):
@@ -127,7 +139,7 @@ def _problems(config: RunConfig):
             "data: neither data.prompts nor data.real is given; give one (data.prompts.kind=prompts, .path=FILE), or "
             "data.subject=FOLDER, a subject's photos"
         )
-    for role in ("preference", "features"):
+    for role in ("preference", "features", "second"):
         name = getattr(config.evaluation, role)
         if name is not None and name not in config.scorers:
             yield f"evaluation.{role}: {name!r} is not in scorers ({names(config.scorers)}); {closest(name, config.scorers)}"
@@ -210,6 +222,9 @@ def _validation_problems(config: RunConfig, where: str, stage: Stage):
     if name not in config.scorers:
         hint = closest(name, config.scorers)
         yield f"{where}.validation.features: {name!r} is not in scorers ({names(config.scorers)}); {hint}"
+    for name in stage.validation.watch:
+        if name not in (known := [*config.evaluation.scorers, *config.evaluation.likeness]):
+            yield f"{where}.validation.watch: {name!r} is not in evaluation.scorers or .likeness ({names(known)})"
     if stage.optim.ema is not None:
         yield f"{where}.optim.ema: {stage.optim.ema} exports an average that no validation has seen; leave one of them out"
     for field in ("validation_prompts", "real"):

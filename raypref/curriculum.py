@@ -125,7 +125,7 @@ class _Planner:
         for name, stage in self.config.stages.items():
             domains = filter(None, (stage.winner, stage.loser))
             needs = [(self._key(domain, start_of(self.config, name)), stage.pairs.scorer) for domain in domains]
-            needs += [(REFERENCES, stage.validation.features)] if stage.validation else []
+            needs += [(REFERENCES, scorer) for scorer in self._reference_features(stage)]
             for key, scorer in needs:
                 if key[0] == model:
                     wanted[key] = wanted.get(key, {}) | ({scorer: self.config.scorers[scorer]} if scorer else {})
@@ -138,7 +138,7 @@ class _Planner:
     def _evaluation_scorers(self) -> dict[str, Scorer]:
         evaluation, scorers = self.config.evaluation, self.config.scorers
         names = [evaluation.preference, *evaluation.scorers, *evaluation.likeness]
-        names += [evaluation.features] if evaluation.features else []
+        names += filter(None, (evaluation.features, evaluation.second))
         return {name: scorers[name] for name in names} | {COLORS: Scorer(kind=COLORS)}
 
     def _pool(self, key: tuple) -> Task:
@@ -154,8 +154,9 @@ class _Planner:
             "seed": config.seed,
         }
         if kind == "generated":
-            # the base's held-out images come in twos, to make held-out pairs
-            spec["count"] = self.counts.get(key, 2 if model == "base" else 1)
+            # the base's held-out images come in twos at least, to make held-out pairs
+            least = max(self.config.evaluation.images, 1 + (model == "base")) if images == self.eval_prompts else 1
+            spec["count"] = max(self.counts.get(key, 1), least)
             fields["count"] = spec["count"]
         if kind == "reconstructed":
             spec["strengths"] = fields["strengths"] = list(strengths)
@@ -212,7 +213,7 @@ class _Planner:
         return self._pairs_task(name, sides, rule, same, tuple(dict.fromkeys(parents)))
 
     def _held_out_pairs(self) -> Task:
-        """Best against worst of the base model's two images of each evaluation prompt, for preference accuracy."""
+        """Best against worst of the base model's images of each evaluation prompt, for preference accuracy."""
         pool = self.pools[("base", "generated", self.eval_prompts, ())]
         score = self.scores[(pool.path, self.config.evaluation.preference)]
         side = {"pool": pool.path, "scores": score.path, "source": pool.name, "first": None}
@@ -259,8 +260,17 @@ class _Planner:
         """What a stage's validation reads: its prompts, and the features of the reference images."""
         if stage.validation is None:
             return {}
-        references = self.scores[(self.pools[REFERENCES].path, stage.validation.features)]
-        return {"prompts": self.indexes["validation_prompts"], "references": references}
+        features = self._reference_features(stage)
+        return {"prompts": self.indexes["validation_prompts"]} | {
+            f"references/{name}": self.scores[(self.pools[REFERENCES].path, name)] for name in features
+        }
+
+    def _reference_features(self, stage: Stage) -> list[str]:
+        """The feature models that a stage's validation compares images with the references by."""
+        if stage.validation is None:
+            return []
+        watched = [name for name in stage.validation.watch if name in self.config.evaluation.likeness]
+        return list(dict.fromkeys([stage.validation.features, *watched]))
 
     def _evaluate(self, number: int, model: str) -> Task:
         pools = {

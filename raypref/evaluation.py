@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 
@@ -15,29 +16,33 @@ from raypref.curriculum import COLORS
 def evaluate(spec: dict, evaluation: Evaluation, store: Store, run: Store) -> dict:
     """{"metrics", "intervals", "real"} of one model on the held-out prompts. `spec`: of an evaluate task (curriculum.py).
 
-    The first image of each prompt counts. Values whose score is missing in either model of a comparison are left out.
+    The first `evaluation.images` images of each prompt count. Values whose score is missing in either model of a
+    comparison are left out.
     """
+    count = {"images": evaluation.images, "base": evaluation.images, "real": 1}
     values = {
-        role: {name: _values(store, path) for name, path in paths.items()} for role, paths in spec["scores"].items()
+        role: {name: _values(store, path, count[role]) for name, path in paths.items()}
+        for role, paths in spec["scores"].items()
     }
     mine, base, real = values["images"], values["base"], values.get("real")
-    scores, reference = _aligned(mine[evaluation.preference], base[evaluation.preference])
-    outcomes = metrics.win_outcomes(scores, reference)
-    is_base = spec["model"] == "base"
+    is_base, preference = spec["model"] == "base", evaluation.preference
+    # a preference scorer that is also reported under its own name is reported once
+    named = preference if preference in evaluation.scorers else "preference_score"
+    outcomes = {} if is_base else _outcomes(mine[preference], base[preference])
     result = {
-        "preference_score": float(scores.mean()),
-        "win_rate_vs_base": None if is_base else float(outcomes.mean()),
+        named: float(_clean(mine[preference]).mean()),
+        "win_rate_vs_base": None if is_base else _mean(outcomes),
         **{name: float(_clean(mine[name]).mean()) for name in evaluation.scorers},
-        "color_drift": None if is_base else metrics.color_drift(*_aligned_rows(mine[COLORS], base[COLORS])),
+        "color_drift": None if is_base else metrics.color_drift(*_aligned(mine[COLORS], base[COLORS])[1:]),
     }
-    intervals = {"preference_score": metrics.bootstrap_interval(scores)}
+    intervals = {named: _interval(mine[preference])}
     if not is_base:
-        intervals["win_rate_vs_base"] = metrics.bootstrap_interval(outcomes)
-        drawn, reference = (_latents(store, spec["pools"][role]) for role in ("images", "base"))
-        both = [id for id in drawn if id in reference]
-        result["latent_mean_drift"] = metrics.latent_mean_drift(
-            *(np.stack([z[i] for i in both]) for z in (drawn, reference))
-        )
+        intervals["win_rate_vs_base"] = _interval(outcomes)
+        if evaluation.second:
+            second = _outcomes(mine[evaluation.second], base[evaluation.second])
+            result["second_win_rate"], intervals["second_win_rate"] = _mean(second), _interval(second)
+        drawn, reference = (_latents(store, spec["pools"][role], evaluation.images) for role in ("images", "base"))
+        result["latent_mean_drift"] = metrics.latent_mean_drift(*_aligned(drawn, reference)[1:])
     for name in evaluation.likeness if real else ():
         result[name] = float(rewards.cosines(_clean(mine[name]), _clean(real[name])).mean())
     if evaluation.features and real:
@@ -49,21 +54,46 @@ def evaluate(spec: dict, evaluation: Evaluation, store: Store, run: Store) -> di
     measured = None
     if real:
         measured = {
-            "preference_score": float(_clean(real[evaluation.preference]).mean()),
+            named: float(_clean(real[preference]).mean()),
             **{name: float(_clean(real[name]).mean()) for name in evaluation.scorers},
         }
-    # a single image has no interval, and JSON no NaN
+    # a single prompt has no interval, and JSON no NaN
     intervals = {name: ends for name, ends in intervals.items() if np.isfinite(ends).all()}
     # plain JSON values throughout
     return json.loads(json.dumps({"metrics": result, "intervals": intervals, "real": measured}, default=float))
 
 
-def _values(store: Store, path: str) -> dict[str, list[float]]:
-    """Of each prompt the values of its first image."""
-    return {row["prompt_id"]: row["values"][0] for row in iter_rows(store, path)}
+Key = tuple[str, int]  # prompt id and number of the image
 
 
-def _clean(values: dict[str, list[float]]) -> np.ndarray:
+def _values(store: Store, path: str, images: int) -> dict[Key, list[float]]:
+    return {
+        (row["prompt_id"], number): value
+        for row in iter_rows(store, path)
+        for number, value in enumerate(row["values"][:images])
+    }
+
+
+def _outcomes(mine: dict[Key, list[float]], base: dict[Key, list[float]]) -> dict[Key, float]:
+    """1 where the model's image has the higher score, 0 where the base's of the same noise has, .5 at a tie."""
+    keys, scores, reference = _aligned(mine, base)
+    return dict(zip(keys, metrics.win_outcomes(scores[:, 0], reference[:, 0]), strict=True))
+
+
+def _mean(values: dict[Key, float]) -> float:
+    return float(np.mean(list(values.values())))
+
+
+def _interval(values: dict[Key, float | list[float]]) -> tuple[float, float]:
+    """Bootstrapped over prompts, since images of one prompt are alike."""
+    prompts: dict[str, list[float]] = {}
+    for (prompt, _), value in values.items():
+        if np.isfinite(value).all():
+            prompts.setdefault(prompt, []).append(float(np.mean(value)))
+    return metrics.bootstrap_interval(np.array([np.mean(found) for found in prompts.values()]))
+
+
+def _clean(values: dict[Key, list[float]]) -> np.ndarray:
     # an image without a score has one NaN, whatever the width
     table = np.array([value for value in values.values() if np.isfinite(value).all()])
     if not len(table):
@@ -71,25 +101,21 @@ def _clean(values: dict[str, list[float]]) -> np.ndarray:
     return table[:, 0] if table.shape[1] == 1 else table
 
 
-def _aligned_rows(a: dict, b: dict) -> tuple[np.ndarray, np.ndarray]:
-    both = [(a[id], b[id]) for id in a if id in b]
-    pairs = np.array([pair for pair in both if all(np.isfinite(side).all() for side in pair)])
-    if not len(pairs):
+def _aligned(a: dict[Key, Any], b: dict[Key, Any]) -> tuple[list[Key], np.ndarray, np.ndarray]:
+    """What both have: keys, and values [N, ...] of each."""
+    keys = [key for key in a if key in b and np.isfinite(a[key]).all() and np.isfinite(b[key]).all()]
+    if not keys:
         raise ValueError(
             "no evaluation prompt has a score of both models; rejected.parquet in the scores' folder says why"
         )
-    return pairs[:, 0], pairs[:, 1]
+    return keys, np.array([a[key] for key in keys]), np.array([b[key] for key in keys])
 
 
-def _aligned(a: dict, b: dict) -> tuple[np.ndarray, np.ndarray]:
-    left, right = _aligned_rows(a, b)
-    return left[:, 0], right[:, 0]
-
-
-def _latents(store: Store, path: str) -> dict[str, np.ndarray]:
-    """Of the first image of every prompt that has one: float16 [C, H, W]."""
-    found = {}
-    for row in iter_rows(store, path, ["prompt_id", "images", "latents", "latent_shape"]):
-        if row["images"][0] is not None:  # set aside: not finite
-            found[row["prompt_id"]] = np.frombuffer(row["latents"][0], np.float16).reshape(row["latent_shape"])
-    return found
+def _latents(store: Store, path: str, images: int) -> dict[Key, np.ndarray]:
+    """Of the images that were not set aside: float16 [C, H, W]."""
+    return {
+        (row["prompt_id"], number): np.frombuffer(row["latents"][number], np.float16).reshape(row["latent_shape"])
+        for row in iter_rows(store, path, ["prompt_id", "images", "latents", "latent_shape"])
+        for number, image in enumerate(row["images"][:images])
+        if image is not None  # not finite
+    }

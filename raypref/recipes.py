@@ -98,7 +98,12 @@ def mini() -> dict:
                 "objective": {"kind": "dpo", "beta": 500},
             },
         },
-        "evaluation": {"preference": "preference", "features": "features", "scorers": ["clip_t", "attribute_accuracy"]},
+        "evaluation": {
+            "preference": "preference",
+            "second": "clip_t",
+            "features": "features",
+            "scorers": ["clip_t", "attribute_accuracy"],
+        },
         "training": {
             "workers": 2,
             "zero_stage": 2,
@@ -155,7 +160,9 @@ def _subject_mini(stages: dict) -> dict:
         "stages": stages,
         "evaluation": {
             "preference": "clip_t",
+            "scorers": ["clip_t"],
             "likeness": ["clip_i", "likeness"],
+            "images": 4,
         },
         "training": {**mini()["training"], "micro_batch": 4},
     }
@@ -175,7 +182,13 @@ def rpo_mini() -> dict:
                 "batch_size": 8,
                 "lora": easy["lora"],
                 "optim": {"lr": 1e-3, "warmup": 5, "weight_decay": 0.0},
-                "validation": {"features": "reward", "every": 10, "images": 4, "patience": 5},
+                "validation": {
+                    "features": "reward",
+                    "every": 10,
+                    "images": 4,
+                    "patience": 5,
+                    "watch": ["likeness", "clip_t"],
+                },
             }
         }
     )
@@ -202,7 +215,7 @@ def _sd15(stages: dict) -> dict:
             "features": {"kind": "open_clip_features", "args": {"model": "ViT-L-14", "pretrained": "openai"}},
         },
         "stages": stages,
-        "evaluation": {"preference": "preference", "features": "features", "scorers": ["clip_t"]},
+        "evaluation": {"preference": "preference", "second": "clip_t", "features": "features", "scorers": ["clip_t"]},
         "training": {"workers": 1, "zero_stage": 2, "precision": "bfloat16", "micro_batch": 4, "sample_every": 2000},
     }
 
@@ -278,7 +291,7 @@ def _subject_sd15(stages: dict) -> dict:
             "clip_i": {"kind": "open_clip_features", "args": clip},
             "dino": {"kind": "dino"},
         },
-        "evaluation": {"preference": "clip_t", "likeness": ["dino", "clip_i"]},
+        "evaluation": {"preference": "clip_t", "scorers": ["clip_t"], "likeness": ["dino", "clip_i"], "images": 4},
     }
 
 
@@ -295,7 +308,7 @@ def rpo_sd15() -> dict:
                 "pairs": {"kind": "reward", "features": "reward"},  # lambda_train 0, temperature 1 (paper)
                 "objective": {"kind": "rpo"},
                 **_SUBJECT,
-                "validation": {"features": "reward", "every": 40},  # (paper)
+                "validation": {"features": "reward", "every": 40, "watch": ["dino", "clip_t"]},  # every (paper)
             }
         }
     )

@@ -41,6 +41,7 @@ class Column(NamedTuple):
 COLUMNS = {
     "preference_score": Column("Preference", 1, False, "mean score by the preference scorer"),
     "win_rate_vs_base": Column("Win rate", 1, True, "share of prompts that score higher than the base model's image"),
+    "second_win_rate": Column("2nd win rate", 1, True, "win rate by the second preference scorer"),
     "frechet_distance": Column("Fréchet dist.", -1, False, "distance to real images in feature space"),
     "clip_t": Column("CLIP-T", 1, False, "cosine of image and prompt features"),
     "dino": Column("DINO", 1, False, "mean cosine of DINO features of image and reference images"),

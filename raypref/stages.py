@@ -123,6 +123,9 @@ class Validation(Strict):
     lambdas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
         (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), min_length=1, description="followed beside `select`"
     )
+    watch: tuple[str, ...] = Field(
+        (), description="entries of evaluation.scorers or .likeness, measured on the same images and choosing nothing"
+    )
     patience: int | None = Field(
         3, ge=1, description="validations without a new best before the stage ends; none: never"
     )

@@ -5,7 +5,7 @@ Similarities are stored raw, so one run follows every lambda_val: a checkpoint i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -37,11 +37,17 @@ class Looks:
             for row in rows
             for number in range(self.settings.images)
         ]
-        values = [image for row in iter_rows(pools, job.validation["references"]) for image in row["values"]]
-        self.references = np.split(np.array([value for value in values if np.isfinite(value).all()]), 2, axis=1)[0]
-        scorer = job.config.scorers[self.settings.features]
-        self.features = scorers.load(scorer.kind, scorer.args, context.device)
-        self.batch_size = scorer.batch_size
+        self.references = {
+            path.partition("/")[2]: np.array(
+                [v for row in iter_rows(pools, job.validation[path]) for v in row["values"] if np.isfinite(v).all()]
+            )
+            for path in job.validation
+            if path.startswith("references/")
+        }
+        self.scorers = {
+            name: scorers.load(job.config.scorers[name].kind, job.config.scorers[name].args, context.device)
+            for name in (self.settings.features, *self.settings.watch)
+        }
 
     @property
     def stopped(self) -> bool:
@@ -57,13 +63,13 @@ class Looks:
 
     def look(self, step: int, export: Callable[[str], None]) -> dict[str, float]:
         """Draw, reward and remember; metrics of the look. Every rank calls; `export` writes the LoRA to a path."""
-        mine = self._similarities(step)
+        mine = self._measure(step)
         name = f"{self.folder}/step_{step:06d}"
         self.store.write_json(f"{name}/rank_{self.context.rank:03d}.json", mine)
         self.context.barrier()
         parts = [self.store.read_json(f"{name}/rank_{rank:03d}.json") for rank in range(self.context.world)]
         # the last ranks may have drawn a few images twice, so that all made as many forward passes
-        row = {key: [x for part in parts for x in part[key]][: len(self.items)] for key in ("s_img", "s_txt")}
+        row = {key: [x for part in parts for x in part[key]][: len(self.items)] for key in mine}
         self.history.append({"step": step} | row)
         export(f"{name}/lora")
         if self.context.rank == 0:
@@ -80,7 +86,8 @@ class Looks:
         )
 
     def verdict(self, ended: int) -> dict:
-        """{"step": of the checkpoint that is best for `select`, "lambda_val", "reward", "ended": last step trained}.
+        """{"step": of the checkpoint that is best for `select`, "lambda_val", "reward", "ended": last step trained,
+        "lambdas": the same of every lambda_val (`by_lambda`)}.
 
         Raises FloatingPointError when no look has a reward that is a number.
         """
@@ -89,13 +96,15 @@ class Looks:
         if chosen is None:
             raise FloatingPointError("no validation has a finite reward; try a lower optim.lr")
         step = self.history[chosen]["step"]
-        return {"step": step, "lambda_val": self.settings.select, "reward": curve[chosen], "ended": ended}
+        found = {"step": step, "lambda_val": self.settings.select, "reward": curve[chosen], "ended": ended}
+        return found | {"lambdas": by_lambda(self.history, self.settings.lambdas)}
 
     def choose(self) -> str:
         """Path of the LoRA that is best for `select`."""
         return f"{self.folder}/step_{self.verdict(0)['step']:06d}/lora"
 
-    def _similarities(self, step: int) -> dict[str, list[float]]:
+    def _measure(self, step: int) -> dict[str, list[float]]:
+        """This rank's images: s_img, s_txt and what is watched, raw."""
         share = -(-len(self.items) // self.context.world)
         start = self.context.rank * share
         mine = [self.items[i % len(self.items)] for i in range(start, start + share)]
@@ -108,18 +117,32 @@ class Looks:
             )  # fmt: skip
         self.denoiser.train()
         prompts = [without_token(prompt, config.data.token) for prompt, _ in mine]
-        size, found = self.batch_size, []
         with torch.inference_mode():
-            images = torch.cat([decode_latents(self.pipeline, part).cpu() for part in latents.split(size)])
-            for i in range(0, len(mine), size):
-                found.append(self.features(images[i : i + size], prompts[i : i + size]).float().cpu().numpy())
+            parts = latents.split(config.sampling.batch_size)
+            images = torch.cat([decode_latents(self.pipeline, part).cpu() for part in parts])
+        found = {name: self._score(name, images, prompts) for name in self.scorers}
         if self.context.rank == 0:
             picture = encode(grid([to_uint8(images[:SHOWN])], pad=2), "png")
             self.store.write(f"{self.job.path}/samples/validation_{step:06d}.png", picture)
-        image, text = np.split(np.concatenate(found), 2, axis=1)
-        s_img = rewards.similarity(rewards.cosines(image, self.references)).mean(1)
+        image, text = np.split(found[self.settings.features], 2, axis=1)
+        references = np.split(self.references[self.settings.features], 2, axis=1)[0]
+        s_img = rewards.similarity(rewards.cosines(image, references)).mean(1)
         s_txt = rewards.similarity(np.einsum("nd,nd->n", rewards.unit(image), rewards.unit(text)))
-        return {"s_img": s_img.tolist(), "s_txt": s_txt.tolist()}
+        watched = {
+            name: rewards.cosines(found[name], self.references[name]).mean(1)
+            if name in self.references
+            else found[name]
+            for name in self.settings.watch
+        }
+        return {name: values.tolist() for name, values in {"s_img": s_img, "s_txt": s_txt, **watched}.items()}
+
+    def _score(self, name: str, images: torch.Tensor, prompts: list[str]) -> np.ndarray:
+        size = self.job.config.scorers[name].batch_size
+        with torch.inference_mode():
+            parts = [
+                self.scorers[name](images[i : i + size], prompts[i : i + size]) for i in range(0, len(images), size)
+            ]
+        return torch.cat(parts).float().cpu().numpy()
 
     def _prune(self) -> None:
         """Delete the LoRAs that are best for no lambda."""
@@ -135,6 +158,18 @@ def read_looks(store: Store, path: str) -> list[dict]:
     folders = [name for name in store.names(f"{path}/validation") if name.startswith("step_")]
     files = [f"{path}/validation/{name}/look.json" for name in folders]
     return [store.read_json(file) for file in files if store.exists(file)]
+
+
+def by_lambda(history: list[dict], lambdas: Sequence[float]) -> list[dict]:
+    """Of each lambda_val its best look: {"lambda_val", "step", "reward", "s_img", "s_txt", and the means of what is watched}."""
+    rows = []
+    for lam in lambdas:
+        curve = reward_curve(history, lam)
+        chosen = rewards.best(curve)
+        if chosen is not None:
+            means = {name: float(np.mean(values)) for name, values in history[chosen].items() if name != "step"}
+            rows.append({"lambda_val": lam, "step": history[chosen]["step"], "reward": curve[chosen]} | means)
+    return rows
 
 
 def reward_curve(history: list[dict], lam: float) -> list[float]:

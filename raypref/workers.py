@@ -53,7 +53,7 @@ class Job:
     start: str | None  # path of the training artifact whose LoRA this stage continues
     run: str  # URI of the run directory
     pools: str | None = None  # URI of the pool store, where a validation finds what it reads
-    validation: dict[str, str] = field(default_factory=dict)  # paths of its prompts and of its references' features
+    validation: dict[str, str] = field(default_factory=dict)  # paths: prompts, references/<feature model>
 
     @property
     def row(self) -> Stage:

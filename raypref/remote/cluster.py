@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import ray
+from ray.autoscaler.sdk import request_resources
 
 from raypref.config import Resource, RunConfig
 
@@ -64,11 +65,12 @@ def quick_imports() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Share:
-    """What one kind of task gets: actors of so many CPUs and GPUs."""
+    """What one kind of task gets: actors of so many CPUs and GPUs, and `most` of them where their number may grow."""
 
     actors: int
     cpus: float
     gpus: float
+    most: int | None = None
 
     @property
     def device(self) -> str:
@@ -92,31 +94,39 @@ def share(config: RunConfig, kind: str, total: dict[str, float]) -> Share:
     part = {"generate": 0.75, "score": 0.25}.get(kind)
     if kind == "train":
         return Share(config.training.workers, wanted.cpus, float(bool(gpus)) if wanted.gpus is None else wanted.gpus)
-    each = min(part, gpus * part / (wanted.actors or 1)) if wanted.gpus is None else wanted.gpus
+    least, most = wanted.actors if isinstance(wanted.actors, tuple) else (wanted.actors, None)
+    each = min(part, gpus * part / (least or 1)) if wanted.gpus is None else wanted.gpus
     room = gpus * part / each if each else total.get("CPU", 1) * part / wanted.cpus
-    return Share(wanted.actors or max(1, int(room)), wanted.cpus, each)
+    return Share(least or max(1, int(room)), wanted.cpus, each, most)
 
 
 def wait_for(shares: list[Share], kind: str, config: RunConfig) -> None:
-    """Return when the cluster could hold all these actors at once; an autoscaler may be bringing nodes up.
+    """Return when the cluster could hold all these actors at once; an autoscaler is asked to bring nodes up.
 
     Raises RuntimeError after `resources.wait_s`, saying what is asked for and what there is.
     """
     need = {"CPU": sum(s.actors * s.cpus for s in shares), "GPU": sum(s.actors * s.gpus for s in shares)}
+    if not (lacking := _lacking(need)):
+        return
+    request_resources(bundles=[{"CPU": s.cpus, "GPU": s.gpus} for s in shares for _ in range(s.actors)])
     deadline = time.monotonic() + config.resources.wait_s
-    while True:
-        total = ray.cluster_resources()
-        lacking = [
-            f"{amount:g} {name} (there are {total.get(name, 0):g})"
-            for name, amount in need.items()
-            if amount > total.get(name, 0) + 1e-9
-        ]
-        if not lacking:
-            return
-        if time.monotonic() > deadline:
-            raise RuntimeError(
-                f"{kind} needs {' and '.join(lacking)}, and none came within resources.wait_s="
-                f"{config.resources.wait_s:g} s; lower resources.*.actors, .cpus, .gpus or training.workers, "
-                "or add nodes"
-            )
-        time.sleep(1)
+    try:
+        while lacking := _lacking(need):
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"{kind} needs {' and '.join(lacking)}, and none came within resources.wait_s="
+                    f"{config.resources.wait_s:g} s; lower resources.*.actors, .cpus, .gpus or training.workers, "
+                    "or add nodes"
+                )
+            time.sleep(1)
+    finally:
+        request_resources(num_cpus=0)  # the actors themselves keep the nodes from now on
+
+
+def _lacking(need: dict[str, float]) -> list[str]:
+    total = ray.cluster_resources()
+    return [
+        f"{amount:g} {name} (there are {total.get(name, 0):g})"
+        for name, amount in need.items()
+        if amount > total.get(name, 0) + 1e-9
+    ]

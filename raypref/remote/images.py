@@ -103,12 +103,14 @@ def _stream(items: list[dict], work: _Work, expected: dict[str, int], report: Re
             report(entry["images"])
 
 
-def _actors(stream, kind: type, part, most: int, arguments: tuple):
+def _actors(stream, kind: type, part: Share, items: int, arguments: tuple):
     return stream.map_batches(
         kind,
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(part.actors, most)),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(part.actors, items), max_size=min(part.most or part.actors, items)
+        ),
         num_cpus=part.cpus,
         num_gpus=part.gpus,
         fn_constructor_args=arguments,
