@@ -20,16 +20,16 @@ from raypref.artifacts import Store
 from raypref.config import RunConfig
 from raypref.recipes import configure
 
-METRICS = ("likeness", "clip_i", "preference_score")
+METRICS = ("likeness", "clip_i", "clip_t")
 LAMBDAS = (0.3, 0.5, 0.7)
 NEGATIVES = (8, 16, 64)  # beside the recipe's 32
 CLAIMS = (
     ("RPO is more like the subject than the base model", "likeness", "rpo_0.5", "base"),
     ("lambda_val .5 is more like the subject than .3", "likeness", "rpo_0.5", "rpo_0.3"),
     ("lambda_val .7 is more like the subject than .5", "likeness", "rpo_0.7", "rpo_0.5"),
-    ("lambda_val .3 fits the text better than .7", "preference_score", "rpo_0.3", "rpo_0.7"),
+    ("lambda_val .3 fits the text better than .7", "clip_t", "rpo_0.3", "rpo_0.7"),
     ("RPO (.5) is more like the subject than DreamBooth-LoRA", "likeness", "rpo_0.5", "dreambooth"),
-    ("RPO (.5) fits the text better than DreamBooth-LoRA", "preference_score", "rpo_0.5", "dreambooth"),
+    ("RPO (.5) fits the text better than DreamBooth-LoRA", "clip_t", "rpo_0.5", "dreambooth"),
     ("early stopping keeps more likeness than the last step", "likeness", "rpo_0.5", "rpo_last"),
     ("32 negatives are better than 8 (likeness)", "likeness", "rpo_0.5", "rpo_8"),
     ("64 negatives are better than 32 (likeness)", "likeness", "rpo_64", "rpo_0.5"),

@@ -65,6 +65,11 @@ def load_configs(arguments: argparse.Namespace) -> dict[str, RunConfig]:
 
 def load_config(arguments: argparse.Namespace) -> RunConfig:
     """Recipe, overlays and assignments as one validated configuration. Raises ValueError."""
+    return absolute(configure(*read_overlays(arguments), arguments.assignments))
+
+
+def read_overlays(arguments: argparse.Namespace) -> tuple[str | dict, list[dict]]:
+    """The recipe (its name, or the whole of a run) and the overlays of --config. Raises ValueError naming the file."""
     base, overlays = arguments.recipe, []
     for name in arguments.config:
         try:
@@ -80,8 +85,11 @@ def load_config(arguments: argparse.Namespace) -> RunConfig:
             base, overlays = overlay, []
         else:
             overlays.append(overlay)
-    config = configure(base, overlays, arguments.assignments)
-    # workers have other working directories than the job
+    return base, overlays
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """Local folders and files by absolute paths, since workers have other working directories than the job."""
     data = {
         name: source.model_copy(update={"path": location(source.path)})
         for name in ("prompts", "real", "eval_prompts", "eval_real")

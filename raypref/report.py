@@ -1,30 +1,25 @@
 """The report of a run: `render` gives one self-contained HTML file, `table` the same result table for a terminal.
 
 Both take plain data and read no files. Every section may be missing. Captions, configuration and names are untrusted
-text: the template escapes them, and the page's content policy forbids scripts and any request to the network.
+text (page.py).
 """
 
 import base64
-import hashlib
 import io
 import json
 import math
-import re
-from importlib import resources
 from typing import NamedTuple
 
-import jinja2
 import matplotlib
 import numpy as np
 import yaml
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-DASH = "–"
-INK = "#010203"  # drawn by Matplotlib, then replaced by currentColor so that plots follow the page's light or dark text
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#3b82f6", "#f0801a", "#12a574", "#9467d8", "#8a8f98"
+from raypref.page import BLUE, DASH, GREEN, GREY, INK, ORANGE, PURPLE, decimals, fill, finite, style, svg
+
 BINS = 100  # points a curve: bounds the file size whatever the number of steps
 SMALL, LARGE = 256, 512  # px: smaller images pass unchanged, larger ones are shown at LARGE
 
@@ -140,21 +135,19 @@ PLOTS = (
 
 def render(data: dict) -> str:
     """The HTML page of a run; the keys of `data` are the sections of report.html.j2, each optional."""
-    template = resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {f.__name__: f for f in (number, thousands, duration, picture, gap_plot)}
     tasks = data.get("tasks") or []
     config = data.get("config")
-    return environment.from_string(template).render(
-        data | {key: data.get(key) or {} for key in ("versions", "grids", "pairs", "curves")},
-        results=_results(data.get("stages") or []),
-        plots=_plots(data.get("curves") or {}),
-        task_seconds=sum(task.get("seconds") or 0 for task in tasks),
-        longest_task=max((task.get("seconds") or 0 for task in tasks), default=0),
+    derived = {
+        "results": _results(data.get("stages") or []),
+        "plots": _plots(data.get("curves") or {}),
+        "task_seconds": sum(task.get("seconds") or 0 for task in tasks),
+        "longest_task": max((task.get("seconds") or 0 for task in tasks), default=0),
         # Through JSON, because YAML has no words for paths and enumerations
-        config_yaml=config
+        "config_yaml": config
         and yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False, allow_unicode=True),
-    )
+    }
+    optional = {key: data.get(key) or {} for key in ("versions", "grids", "pairs", "curves")}
+    return fill("report.html.j2", data | optional | derived, picture, gap_plot)
 
 
 def table(stages: list) -> str:
@@ -174,7 +167,7 @@ def table(stages: list) -> str:
 
 def _results(stages: list) -> dict:
     """{"columns": [{label, arrow, meaning}], "rows": [{name, cells: [{text, delta, good, best, interval}]}]}."""
-    present = dict.fromkeys(name for stage in stages for name, value in stage["metrics"].items() if _finite(value))
+    present = dict.fromkeys(name for stage in stages for name, value in stage["metrics"].items() if finite(value))
     names = [name for name in COLUMNS if name in present] + [name for name in present if name not in COLUMNS]
     if not names:
         return {}
@@ -192,9 +185,9 @@ def _cells(name: str, column: Column, stages: list) -> list[dict]:
     """One column of the result table. Decimals are common to the column, so that its figures compare at a glance."""
     scale = 100 if column.percent else 1
     raw = [stage["metrics"].get(name) for stage in stages]
-    values = [value * scale if _finite(value) else None for value in raw]
+    values = [value * scale if finite(value) else None for value in raw]
     known = [value for value in values if value is not None]
-    decimals = 1 if column.percent else _decimals(known)
+    digits = 1 if column.percent else decimals(known)
     base = next((v for s, v in zip(stages, values, strict=True) if s["name"] == "base"), None)
     best = max(known, key=lambda value: value * column.better) if column.better and len(set(known)) > 1 else None
     cells = []
@@ -203,44 +196,14 @@ def _cells(name: str, column: Column, stages: list) -> list[dict]:
         interval = (stage.get("intervals") or {}).get(name)
         cells.append(
             {
-                "text": DASH if value is None else f"{value:.{decimals}f}" + (" %" if column.percent else ""),
-                "delta": "" if delta is None else f"{delta:+.{decimals}f}".replace("-", "−"),
+                "text": DASH if value is None else f"{value:.{digits}f}" + (" %" if column.percent else ""),
+                "delta": "" if delta is None else f"{delta:+.{digits}f}".replace("-", "−"),
                 "good": (delta or 0) * column.better,
                 "best": value is not None and value == best,
-                "interval": interval and " … ".join(f"{end * scale:.{decimals}f}" for end in interval if _finite(end)),
+                "interval": interval and " … ".join(f"{end * scale:.{digits}f}" for end in interval if finite(end)),
             }
         )
     return cells
-
-
-def _decimals(values: list[float]) -> int:
-    """Four significant figures of the largest value."""
-    largest = max(map(abs, values), default=0)
-    return min(max(3 - math.floor(math.log10(largest)), 0), 6) if largest else 0
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """A few significant figures, or a dash for None and NaN."""
-    return thousands(value) if not _finite(value) or abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
-
-
-def thousands(value: float | None) -> str:
-    """A whole number in groups of three, or a dash."""
-    return f"{value:,.0f}".replace(",", "\u202f") if _finite(value) else DASH  # narrow no-break space
-
-
-def duration(seconds: float | None) -> str:
-    """Two units at most: 5000 -> "1 h 23 min"."""
-    if not _finite(seconds):
-        return DASH
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def picture(image: bytes | None, alt: str = "") -> Markup:
@@ -278,14 +241,14 @@ def _plots(curves: dict[str, list[dict]]) -> list[dict]:
 
 def _points(rows: list[dict], series: Series) -> tuple[np.ndarray, np.ndarray]:
     keys = ["step", series.key] + ([series.minus] if series.minus else [])
-    found = np.array([[row[k] for k in keys] for row in rows if all(_finite(row.get(k)) for k in keys)], dtype=float)
+    found = np.array([[row[k] for k in keys] for row in rows if all(finite(row.get(k)) for k in keys)], dtype=float)
     found = found.reshape(-1, len(keys))
     return found[:, 0], found[:, 1] - (found[:, 2] if series.minus else 0)
 
 
 def _curve_svg(plot: Plot, panels: dict[str, list]) -> Markup:
     """Each line is the mean of up to BINS bins, within the band of their extremes so that spikes stay visible."""
-    with _style():
+    with style():
         figure = Figure(figsize=(5.6, 2.4), layout="constrained")
         figure.get_layout_engine().set(wspace=0.08, w_pad=0.01, h_pad=0.02)
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -304,50 +267,17 @@ def _curve_svg(plot: Plot, panels: dict[str, list]) -> Markup:
             ax.set_title(stage, parse_math=False)
             ax.xaxis.set_major_locator(MaxNLocator(max(1, 6 // len(panels)), integer=True))
             ax.yaxis.set_major_locator(MaxNLocator(5))
-        return _svg(figure, plot.title)
+        return svg(figure, plot.title)
 
 
 def gap_plot(gaps: dict | None) -> Markup | str:
     """The histogram of a pair set's score gaps; empty text if there is none."""
     if not gaps or not sum(gaps["counts"]):
         return ""
-    with _style():
+    with style():
         figure = Figure(figsize=(4.2, 1.7), layout="constrained")
         ax = figure.subplots()
         ax.stairs(gaps["counts"], gaps["edges"], fill=True, color=BLUE, alpha=0.75)
         ax.set_xlabel("score of the winner less the loser's")
         ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        return _svg(figure, "Score gaps")
-
-
-def _style():
-    return matplotlib.rc_context(
-        {
-            "svg.fonttype": "none",  # text stays text: small, sharp, in the page's font
-            "svg.hashsalt": "raypref",  # same data, same file
-            "font.size": 10,
-            "axes.titlesize": 10,
-            "axes.grid": True,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.formatter.limits": (-3, 4),
-            "grid.alpha": 0.12,
-            "figure.facecolor": "none",
-            "axes.facecolor": "none",
-            **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "grid.color"), INK),
-            **dict.fromkeys(("xtick.color", "ytick.color"), INK),
-        }
-    )
-
-
-def _svg(figure: Figure, title: str) -> Markup:
-    """The figure as an inline <svg> without identifiers that clash with those of other figures in the page."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    text = buffer.getvalue()
-    body = re.sub(r"<style.*?</style>|<!--.*?-->", "", text[text.index(">", text.index("<svg")) + 1 :], flags=re.S)
-    prefix = "p" + hashlib.sha1(body.encode()).hexdigest()[:8]
-    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", body).replace("xlink:href", "href")
-    body = re.sub(r"\n\s*", "\n", body.replace(INK, "currentColor"))
-    width, height = figure.get_size_inches() * 72
-    return Markup(f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(title)}">{body}')
+        return svg(figure, "Score gaps")

@@ -5,7 +5,7 @@ Similarities are stored raw, so one run follows every lambda_val: a checkpoint i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from raypref import rewards, scorers
 from raypref.artifacts import Store, iter_rows
 from raypref.generation import latent_shape, sample
 from raypref.images import encode, grid, to_uint8
+from raypref.looks import by_lambda, read_looks, reward_curve
 from raypref.models import POLICY, Denoiser, active, decode_latents
 from raypref.scoring import without_token
 from raypref.seeds import seed_of
@@ -120,6 +121,8 @@ class Looks:
         with torch.inference_mode():
             parts = latents.split(config.sampling.batch_size)
             images = torch.cat([decode_latents(self.pipeline, part).cpu() for part in parts])
+        broken = ~images.isfinite().flatten(1).all(1)  # of a model that diverges: their similarities are NaN
+        images[broken] = 0
         found = {name: self._score(name, images, prompts) for name in self.scorers}
         if self.context.rank == 0:
             picture = encode(grid([to_uint8(images[:SHOWN])], pad=2), "png")
@@ -134,7 +137,8 @@ class Looks:
             else found[name]
             for name in self.settings.watch
         }
-        return {name: values.tolist() for name, values in {"s_img": s_img, "s_txt": s_txt, **watched}.items()}
+        measured = {"s_img": s_img, "s_txt": s_txt, **watched}
+        return {name: np.where(broken.numpy(), np.nan, values).tolist() for name, values in measured.items()}
 
     def _score(self, name: str, images: torch.Tensor, prompts: list[str]) -> np.ndarray:
         size = self.job.config.scorers[name].batch_size
@@ -151,27 +155,3 @@ class Looks:
             path = f"{self.folder}/step_{look['step']:06d}/lora"
             if i not in kept and self.store.exists(path):
                 self.store.delete(path)
-
-
-def read_looks(store: Store, path: str) -> list[dict]:
-    """The looks of a training artifact in order of steps."""
-    folders = [name for name in store.names(f"{path}/validation") if name.startswith("step_")]
-    files = [f"{path}/validation/{name}/look.json" for name in folders]
-    return [store.read_json(file) for file in files if store.exists(file)]
-
-
-def by_lambda(history: list[dict], lambdas: Sequence[float]) -> list[dict]:
-    """Of each lambda_val its best look: {"lambda_val", "step", "reward", "s_img", "s_txt", and the means of what is watched}."""
-    rows = []
-    for lam in lambdas:
-        curve = reward_curve(history, lam)
-        chosen = rewards.best(curve)
-        if chosen is not None:
-            means = {name: float(np.mean(values)) for name, values in history[chosen].items() if name != "step"}
-            rows.append({"lambda_val": lam, "step": history[chosen]["step"], "reward": curve[chosen]} | means)
-    return rows
-
-
-def reward_curve(history: list[dict], lam: float) -> list[float]:
-    """Mean lambda-harmonic reward of every look."""
-    return [float(np.mean(rewards.harmonic(look["s_img"], look["s_txt"], lam))) for look in history]

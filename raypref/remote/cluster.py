@@ -29,8 +29,17 @@ WORKER_ENV = {
 
 def connect() -> None:
     """Join the cluster of RAY_ADDRESS (as a submitted job does), or start Ray on this machine."""
-    if ray.is_initialized():
-        return
+    debug = bool(os.environ.get("RAYPREF_DEBUG"))
+    if not ray.is_initialized():
+        _join(debug)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # what fails in an actor ends the job with one message (cli.root); Ray Data would log it three times before that
+    logging.getLogger("ray.data").setLevel(logging.ERROR if debug else logging.CRITICAL)
+
+
+def _join(debug: bool) -> None:
     # "local", since without an address Ray joins whatever cluster was started last on this machine, dead or alive
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
@@ -38,15 +47,20 @@ def connect() -> None:
         # switches authentication on for every later `ray start`
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", WORKER_ENV["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"])
-    debug = bool(os.environ.get("RAYPREF_DEBUG"))
     if not debug:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's core prints warnings for developers as errors
     ray.init(address=address, runtime_env={"env_vars": WORKER_ENV}, logging_level=logging.WARNING, log_to_driver=debug)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # what fails in an actor ends the job with one message (cli.root); Ray Data would log it three times before that
-    logging.getLogger("ray.data").setLevel(logging.ERROR if debug else logging.CRITICAL)
+
+
+def room(config: RunConfig) -> int:
+    """How many such runs fit side by side: none may hold half of what it needs while another holds the rest."""
+    total = ray.cluster_resources()
+    generate, score, train = (share(config, kind, total) for kind in ("generate", "score", "train"))
+    needs = {
+        "CPU": max(generate.actors * generate.cpus + score.actors * score.cpus, train.actors * train.cpus),
+        "GPU": max(generate.actors * generate.gpus + score.actors * score.gpus, train.actors * train.gpus),
+    }
+    return max(1, min(int(total.get(name, 0) / need) for name, need in needs.items() if need))
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 import ray
@@ -22,14 +23,30 @@ from raypref.rundir import claim
 PACKAGES = ("ray", "torch", "deepspeed", "diffusers", "transformers", "peft", "open_clip_torch", "pyarrow")
 
 
-def execute(config: RunConfig, run: Store, pools: Store) -> dict:
-    """Run everything that is not done yet; the content of `summary.json`.
+Observe = Callable[[Task, dict], None]
+
+
+def _nobody(task: Task, row: dict) -> None:
+    pass
+
+
+def execute(config: RunConfig, run: Store, pools: Store, observe: Observe = _nobody) -> dict:
+    """Run everything that is not done yet; the content of `summary.json`. `observe` sees what `work` tells.
 
     Raises ValueError when the run directory belongs to another configuration.
     """
     started = time.time()
     claim(config, run)
     tasks = plan(config)
+    timing = work(config, tasks, run, pools, observe)
+    return reporting.summarize(config, tasks, run, pools, timing, time.time() - started)
+
+
+def work(config: RunConfig, tasks: list[Task], run: Store, pools: Store, observe: Observe = _nobody) -> dict:
+    """Run those of a plan's tasks that are not done; how long each wave took, earlier ones included.
+
+    `observe` is called with each new row of a training's metrics and with each evaluation's result.
+    """
     timing = run.read_json("tasks.json") if run.exists("tasks.json") else {}
     for wave in waves(tasks):
         todo = [task for task in wave if read_manifest(pools if task.shared else run, task.path, task.fields) is None]
@@ -44,7 +61,7 @@ def execute(config: RunConfig, run: Store, pools: Store) -> dict:
             else f"{wave[0].kind} {wave[0].name}"
         )
         with Progress(name, items, unit) as progress:
-            _run(todo, run, pools, config, progress)
+            _run(todo, run, pools, config, progress, observe)
         seconds = time.monotonic() - clock
         timing[wave[0].path] = {
             "name": name,
@@ -55,10 +72,12 @@ def execute(config: RunConfig, run: Store, pools: Store) -> dict:
         }
         run.write_json("tasks.json", timing)
         run.write_json("env.json", environment())
-    return reporting.summarize(config, tasks, run, pools, timing, time.time() - started)
+    return timing
 
 
-def _run(tasks: list[Task], run: Store, pools: Store, config: RunConfig, progress: Progress) -> None:
+def _run(
+    tasks: list[Task], run: Store, pools: Store, config: RunConfig, progress: Progress, observe: Observe = _nobody
+) -> None:
     task = tasks[0]
     if task.kind in ("pool", "score"):
         build_images(tasks, pools, run, config, progress.add)
@@ -67,9 +86,14 @@ def _run(tasks: list[Task], run: Store, pools: Store, config: RunConfig, progres
     elif task.kind == "pairs":
         tables.build_pairs(task, pools, run, progress.add)
     elif task.kind == "train":
-        train(task, run, pools, config, lambda row: progress.add(row["step"] - progress.done, _note(row)))
+
+        def follow(row: dict) -> None:
+            progress.add(row["step"] - progress.done, _note(row))
+            observe(task, row)
+
+        train(task, run, pools, config, follow)
     else:
-        _evaluate(task, pools, run, config)
+        observe(task, _evaluate(task, pools, run, config))
         progress.add(1)
 
 
@@ -78,12 +102,13 @@ def _note(row: dict) -> str:
     return ", ".join(f"{label} {row[key]:.3f}" for key, label in shown.items() if key in row)
 
 
-def _evaluate(task: Task, pools: Store, run: Store, config: RunConfig) -> None:
-    result = ray.get(_measure.options(num_cpus=0.5).remote(task.spec, config.evaluation, pools, run))
+def _evaluate(task: Task, pools: Store, run: Store, config: RunConfig) -> dict:
+    result = ray.get(_measure.remote(task.spec, config.evaluation, pools, run))
     write_manifest(run, task.path, task.kind, task.fields, 1, result)
+    return result
 
 
-@ray.remote
+@ray.remote(num_cpus=0.5, scheduling_strategy="SPREAD")  # said, since a sweep's trial would keep it in its own share
 def _measure(*arguments) -> dict:
     with cluster.quick_imports():
         from raypref.evaluation import evaluate  # in the task: the driver loads no torch

@@ -20,7 +20,7 @@ def execute_all(configs: dict[str, RunConfig], run: Store, pools: Store | None =
     """
     cluster.connect()
     waiting, running, results = list(configs), {}, {}
-    room = min(_room(config) for config in configs.values())
+    room = min(cluster.room(config) for config in configs.values())
     with Progress("subjects", len(configs), "subjects") as progress:
         while waiting or running:
             while waiting and len(running) < room:
@@ -47,17 +47,6 @@ def _one(config: RunConfig, run: Store, pools: Store) -> dict:
         return execute(config, run, pools)
     except Exception as error:  # whatever it is, the other subjects go on, and the message is in the summary
         return {"error": cli.root(error)}
-
-
-def _room(config: RunConfig) -> int:
-    """How many such runs fit side by side: none may hold half of what it needs while another holds the rest."""
-    total = ray.cluster_resources()
-    generate, score, train = (cluster.share(config, kind, total) for kind in ("generate", "score", "train"))
-    needs = {
-        "CPU": max(generate.actors * generate.cpus + score.actors * score.cpus, train.actors * train.cpus),
-        "GPU": max(generate.actors * generate.gpus + score.actors * score.gpus, train.actors * train.gpus),
-    }
-    return max(1, min(int(total.get(name, 0) / need) for name, need in needs.items() if need))
 
 
 def means(summaries: list[dict]) -> dict[str, dict[str, float]]:

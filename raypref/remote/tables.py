@@ -23,7 +23,7 @@ class TooManyRejected(ValueError):
 def build_index(task: Task, store: Store, config: RunConfig) -> int:
     """List a source (in a Ray task, since the driver need not see its files); how many rows it has."""
     fingerprint = digest(task.fields)
-    write = ray.remote(listing.write_index).options(num_cpus=0.1)
+    write = ray.remote(listing.write_index).options(num_cpus=0.1, scheduling_strategy="SPREAD")
     count = ray.get(write.remote(store, task.path, task.fields, fingerprint))
     manifest = finalize(
         store,

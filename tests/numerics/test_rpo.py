@@ -10,9 +10,9 @@ import torch
 from raypref import losses, rewards
 from raypref.artifacts import Store
 from raypref.batches import drawn_label
+from raypref.looks import read_looks, reward_curve
 from raypref.models import read_adapter
 from raypref.recipes import configure
-from raypref.validation import read_looks, reward_curve
 from raypref.workers import TorchEngine
 from tests import serial
 

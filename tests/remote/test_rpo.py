@@ -11,11 +11,11 @@ from PIL import Image
 
 from raypref import rewards
 from raypref.artifacts import Store
+from raypref.looks import read_looks, reward_curve
 from raypref.mini import renderer
 from raypref.models import read_adapter
 from raypref.recipes import configure
 from raypref.remote.subjects import execute_all
-from raypref.validation import read_looks, reward_curve
 
 SMALL = (
     "model.resolution=16", "sampling.steps=2", "training.micro_batch=2", "training.checkpoint_every=4",

@@ -268,13 +268,13 @@ def environment(folder: str, **more: str) -> dict[str, str]:
 
 
 class Driver:
-    """jobs/hgdpo.py as a process of its own."""
+    """A job as a process of its own."""
 
-    def __init__(self, folder: str, log: Path, *arguments: str):
+    def __init__(self, folder: str, log: Path, *arguments: str, job: str = "jobs/hgdpo.py"):
         self.folder, self.log = folder, log
         self.out, self.err = open(f"{log}.out", "wb"), open(f"{log}.err", "wb")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "jobs/hgdpo.py", *arguments],
+            [sys.executable, job, *arguments],
             cwd=REPO,
             env=environment(folder),
             stdout=self.out,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raypref import report
+from raypref import page, report
 from raypref.images import decode, encode
 from raypref.reporting import contact_sheet
 
@@ -186,4 +186,4 @@ def test_difference_series_skip_incomplete_rows():
     "seconds, text", [(4.25, "4.2 s"), (59, "59 s"), (61, "1 min 1 s"), (5000, "1 h 23 min"), (None, "–")]
 )
 def test_duration(seconds, text):
-    assert report.duration(seconds) == text
+    assert page.duration(seconds) == text

@@ -1,0 +1,245 @@
+"""What a sweep searches and what it compares trials by. Pure, so that a sweep that means nothing is refused before it runs.
+
+The objective depends on nothing that is searched (METHODS.md of the papers: a reward is monotone in its lambda and a DPO
+loss rescales with beta, so that searching by them ends at an edge): held-out metrics, of models that neither pick pairs
+nor choose checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from raypref.cli import absolute
+from raypref.config import RunConfig
+from raypref.overlays import closest, names
+from raypref.recipes import configure
+
+# Distributions of ray.tune by name, with their arguments
+DISTRIBUTIONS = {
+    "choice": "[value, ...]",
+    "uniform": "[low, high]",
+    "quniform": "[low, high, step]",
+    "loguniform": "[low, high]",
+    "qloguniform": "[low, high, step]",
+    "randint": "[low, high] (high excluded)",
+    "lograndint": "[low, high] (high excluded)",
+}
+# Fields that decide how trials are measured, which has to be alike for all
+MEASURE = r"evaluation|scorers|sampling|model|recipe|seed|data\.(eval_\w+|validation_prompts|holdout|token|subject|class_noun)"
+VALIDATION = r"stages\.[^.]+\.validation\.(select|lambdas|features|images|watch)"
+_EXPONENT = re.compile(r"[-+]?\d+e[-+]?\d+", re.IGNORECASE)  # 1e-4 is a text in YAML 1.1, which wants 1.0e-4
+Mode = Literal["min", "max"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep: trials differ in `space`, and the best is sought in `objective` (metric to min or max)."""
+
+    recipe: str | dict
+    overlays: list[dict]
+    assignments: list[str]
+    space: dict[str, tuple[str, list]]  # path to distribution and arguments
+    objective: dict[str, Mode]
+
+    @property
+    def seed(self) -> int:
+        """Of the search: that of the run."""
+        return self.config({}).seed
+
+    def config(self, parameters: dict[str, Any]) -> RunConfig:
+        return absolute(configure(self.recipe, self.overlays, [*self.assignments, *assignments(parameters)]))
+
+
+def load(file: str, recipe: str | dict, overlays: list[dict], assignments: list[str]) -> Sweep:
+    """A sweep from the file of --space. Raises ValueError with every problem: file, field, value, what is allowed."""
+    try:
+        with open(file) as stream:
+            content = yaml.safe_load(stream)
+    except OSError as error:
+        raise ValueError(f"--space {file}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"--space {file}: not valid YAML: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("space"), dict) or not content["space"]:
+        raise ValueError(
+            f"--space {file}: expected 'space:' with at least one path, such as\n"
+            "space:\n  stages.rpo.objective.beta: {loguniform: [0.3, 3]}"
+        )
+    if unknown := set(content) - {"space", "objective"}:
+        raise ValueError(f"--space {file}: unknown key {sorted(unknown)[0]!r}; there are space and objective")
+    problems: list[str] = []
+    space = {}
+    for path, domain in content["space"].items():
+        try:
+            space[path] = _domain(str(path), domain)
+        except ValueError as error:
+            problems.append(str(error))
+    sweep = Sweep(recipe, overlays, assignments, space, {})
+    configs = []
+    for corner in () if problems else _corners(space):
+        try:
+            configs.append(sweep.config(corner))
+        except ValueError as error:
+            first, *rest = str(error).splitlines()
+            problems += [line.strip() for line in rest or [first]]
+    if not problems:
+        given = content.get("objective")
+        objective = default_objective(configs[0]) if given is None else given
+        problems += [p for config in configs for p in objective_problems(objective, config)]
+        sweep = Sweep(recipe, overlays, assignments, space, objective)
+    if problems:
+        raise ValueError(f"--space {file}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(problems)))
+    return sweep
+
+
+def _domain(path: str, domain: Any) -> tuple[str, list]:
+    """(distribution, arguments) of one entry of the space. Raises ValueError."""
+    if match := re.match(rf"({MEASURE})\b", path):
+        raise ValueError(f"{path}: trials are compared by what {match[1]} decides, so it has to be alike for all")
+    if match := re.match(rf"{VALIDATION}\b", path):
+        hint = "; a run follows every lambda_val already, and the sweep reports the whole curve"
+        raise ValueError(
+            f"{path}: cannot be searched{hint if match[1] in ('select', 'lambdas') else ', it decides what is measured'}"
+        )
+    if isinstance(domain, list):
+        domain = {"choice": domain}
+    if not isinstance(domain, dict) or len(domain) != 1 or not isinstance(next(iter(domain.values())), list):
+        raise ValueError(f"{path}: {domain!r} is no distribution; give a list of values, or one of {_forms()}")
+    kind, arguments = next(iter(domain.items()))
+    arguments = [float(a) if isinstance(a, str) and _EXPONENT.fullmatch(a) else a for a in arguments]
+    if kind not in DISTRIBUTIONS:
+        raise ValueError(
+            f"{path}: {kind!r} is no distribution; {closest(str(kind), DISTRIBUTIONS, f'one of {_forms()}')}"
+        )
+    if kind == "choice":
+        if not arguments:
+            raise ValueError(f"{path}: choice needs at least one value")
+        return kind, arguments
+    form = DISTRIBUTIONS[kind]
+    numbers = all(isinstance(a, int | float) and math.isfinite(a) for a in arguments)
+    if not numbers or len(arguments) != form.count(",") + 1:
+        raise ValueError(f"{path}: {kind}: {arguments!r}; expected the numbers {form}")
+    if arguments[0] >= arguments[1] or ("log" in kind and arguments[0] <= 0):
+        raise ValueError(f"{path}: {kind}: {arguments!r}; low must be below high" + " and above 0" * ("log" in kind))
+    return kind, arguments
+
+
+def _forms() -> str:
+    return ", ".join(f"{{{name}: {form}}}" for name, form in DISTRIBUTIONS.items())
+
+
+def assignments(parameters: dict[str, Any]) -> list[str]:
+    return [f"{path}={json.dumps(value)}" for path, value in parameters.items()]
+
+
+def _corners(space: dict[str, tuple[str, list]]) -> Iterator[dict[str, Any]]:
+    """Parameters that touch the ends of every range and every choice, to be validated before anything runs."""
+    ends = {
+        path: arguments if kind == "choice" else _ends(kind, arguments) for path, (kind, arguments) in space.items()
+    }
+    for number in range(max(map(len, ends.values()))):
+        yield {path: values[min(number, len(values) - 1)] for path, values in ends.items()}
+
+
+def _ends(kind: str, arguments: list) -> list:
+    low, high = arguments[:2]
+    return [low, high - 1] if "randint" in kind else [float(low), float(high)]
+
+
+# what metrics are measured with
+
+
+def metrics(config: RunConfig) -> dict[str, tuple[Mode, str | None]]:
+    """Of every metric that a run reports of a model: what is better, and the scorer (an entry of `scorers`) behind it."""
+    e = config.evaluation
+    named = e.preference if e.preference in e.scorers else "preference_score"
+    found: dict[str, tuple[Mode, str | None]] = {
+        named: ("max", e.preference),
+        "win_rate_vs_base": ("max", e.preference),
+    }
+    if e.second:
+        found["second_win_rate"] = ("max", e.second)
+    if e.features and config.data.real:
+        found["frechet_distance"] = ("min", e.features)
+    found |= {name: ("max", name) for name in (*e.scorers, *e.likeness)}
+    return found | {"color_drift": ("min", None), "latent_mean_drift": ("min", None)}
+
+
+def searched_by(config: RunConfig) -> dict[tuple, str]:
+    """Models that pick pairs, give labels or choose checkpoints: {identity: where}."""
+    uses = {}
+    for name, stage in config.stages.items():
+        roles = {f"stages.{name}.pairs": stage.pairs.scorer}
+        if stage.validation:
+            roles[f"stages.{name}.validation.features"] = stage.validation.features
+        uses |= {_identity(config, scorer): where for where, scorer in roles.items() if scorer}
+    return uses
+
+
+def _identity(config: RunConfig, name: str) -> tuple:
+    """What makes two scorers the same model, whatever they are called and whichever of its outputs they use."""
+    scorer = config.scorers[name]
+    return (scorer.args.get("model", scorer.kind), scorer.args.get("pretrained"))
+
+
+def objective_problems(objective: Any, config: RunConfig) -> Iterator[str]:
+    """Why an objective does not stand on its own, each as one sentence."""
+    if not isinstance(objective, dict) or not objective:
+        yield f"objective: {objective!r}; expected metrics with min or max, such as {{frechet_distance: min}}"
+        return
+    known, uses = metrics(config), searched_by(config)
+    for metric, mode in objective.items():
+        if mode not in ("min", "max"):
+            yield f"objective.{metric}: {mode!r} must be min or max"
+        elif re.search(r"loss|grad_norm|accurac|margin", metric) and metric not in known:
+            yield (
+                f"objective.{metric}: is a part of the training objective, which rescales with what is searched (beta, the "
+                f"learning rate, the pairs); choose from {names(known)}"
+            )
+        elif re.search(r"reward|s_img|s_txt", metric) and metric not in known:
+            yield (
+                f"objective.{metric}: is the reward that training is labelled or its checkpoints are chosen by; it is "
+                f"monotone in lambda, so its best is always at an edge; choose from {names(known)}"
+            )
+        elif metric not in known:
+            yield f"objective.{metric}: is not measured; {closest(metric, known, 'there are ' + names(known))}"
+        elif (scorer := known[metric][1]) and (where := uses.get(_identity(config, scorer))):
+            yield (
+                f"objective.{metric}: is measured by scorers.{scorer}, the model that {where} uses, so training would be "
+                "judged by what it was trained for; choose a metric of another model"
+            )
+
+
+def default_objective(config: RunConfig) -> dict[str, Mode]:
+    """What validations watch (RPO: image and text); else Frechet distance and the second scorer's win rate (HG-DPO)."""
+    known = metrics(config)
+    watched = [name for stage in config.stages.values() if stage.validation for name in stage.validation.watch]
+    found = {name: known[name][0] for name in watched or ("frechet_distance", "second_win_rate") if name in known}
+    found = {name: mode for name, mode in found.items() if not list(objective_problems({name: mode}, config))}
+    if not found:
+        raise ValueError(
+            "objective: there is no default, since nothing is measured that the search does not use; give one, from "
+            f"{names(known)}, or add scorers to evaluation.scorers, evaluation.second or evaluation.features"
+        )
+    return found
+
+
+def watching(objective: dict[str, Mode], config: RunConfig) -> str | None:
+    """The stage whose validations measure the whole objective as it trains, where there is one: the last."""
+    name, stage = list(config.stages.items())[-1]
+    return name if stage.validation and set(objective) <= set(stage.validation.watch) else None
+
+
+def rungs(objective: dict[str, Mode], config: RunConfig) -> int:
+    """How often a trial can be compared with others: validations of its stage, or stages."""
+    name = watching(objective, config)
+    if name is None:
+        return len(config.stages)
+    stage = config.stages[name]
+    return -(-stage.steps // stage.validation.every)
