@@ -17,7 +17,7 @@ from raypref.config import RunConfig
 from raypref.recipes import RECIPES, configure
 
 
-def parser(description: str, default_recipe: str) -> argparse.ArgumentParser:
+def parser(description: str, default_recipe: str | None) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     options.add_argument("--recipe", default=default_recipe, help="name of a recipe; see --list-recipes")
     options.add_argument(
@@ -47,11 +47,14 @@ def list_recipes() -> None:
         print(f"{name:<22} {recipe.__doc__.strip().splitlines()[0]}")
 
 
-def load_configs(arguments: argparse.Namespace) -> dict[str, RunConfig]:
-    """One configuration, under the name '', or one for each folder where `data.subject` is a pattern such as photos/*."""
+def load_configs(arguments: argparse.Namespace, untrained: bool = False) -> dict[str, RunConfig]:
+    """One configuration, under the name '', or one for each folder where `data.subject` is a pattern such as photos/*.
+
+    `untrained`: a curriculum without stages is no error.
+    """
     pattern = next((a.partition("=")[2] for a in reversed(arguments.assignments) if a.startswith("data.subject=")), "")
     if not any(sign in pattern for sign in "*?["):
-        return {"": load_config(arguments)}
+        return {"": load_config(arguments, untrained)}
     folders = [folder for folder in sorted(glob.glob(os.path.expanduser(pattern))) if os.path.isdir(folder)]
     if not folders:
         raise ValueError(f"data.subject={pattern!r} matches no folder")
@@ -59,13 +62,16 @@ def load_configs(arguments: argparse.Namespace) -> dict[str, RunConfig]:
     for folder in folders:
         one = argparse.Namespace(**vars(arguments))
         one.assignments = [*arguments.assignments, f"data.subject={json.dumps(folder)}"]
-        configs[os.path.basename(folder)] = load_config(one)
+        configs[os.path.basename(folder)] = load_config(one, untrained)
     return configs
 
 
-def load_config(arguments: argparse.Namespace) -> RunConfig:
+def load_config(arguments: argparse.Namespace, untrained: bool = False) -> RunConfig:
     """Recipe, overlays and assignments as one validated configuration. Raises ValueError."""
-    return absolute(configure(*read_overlays(arguments), arguments.assignments))
+    config = configure(*read_overlays(arguments), arguments.assignments)
+    if not (config.stages or untrained):
+        raise ValueError("stages: none is left to train; jobs/evaluate.py evaluates a model as it is")
+    return absolute(config)
 
 
 def read_overlays(arguments: argparse.Namespace) -> tuple[str | dict, list[dict]]:

@@ -119,7 +119,7 @@ class RunConfig(Strict):
     data: Data
     sampling: Sampling = Sampling()
     scorers: dict[str, Scorer]
-    stages: dict[str, Stage] = Field(min_length=1)
+    stages: dict[str, Stage] = Field(description="none: the base model is evaluated as it is")
     evaluation: Evaluation = Evaluation()
     training: Training = Training()
     resources: Resources = Resources()

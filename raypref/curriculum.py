@@ -37,19 +37,32 @@ class Task:
         return self.kind in ("index", "pool", "score")
 
 
-def plan(config: RunConfig) -> list[Task]:
-    """All tasks of a run in an order in which parents come first."""
-    return list(_Planner(config).tasks())
+def plan(config: RunConfig, trained: dict[str, Task] | None = None) -> list[Task]:
+    """All tasks of a run in an order in which parents come first.
+
+    `trained`: train tasks of another plan by model, which a configuration without stages evaluates.
+    """
+    return list(_Planner(config, trained or {}).tasks())
+
+
+def needed(tasks: list[Task], kind: str) -> list[Task]:
+    """The tasks of a kind and those whose artifacts they need, in the plan's order."""
+    paths: set[str] = set()
+    for task in reversed(tasks):
+        if task.kind == kind or task.path in paths:
+            paths |= {task.path, *task.parents}
+    return [task for task in tasks if task.path in paths]
 
 
 class _Planner:
     """Remembers the tasks made so far by role; lives for one call of `plan`."""
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: RunConfig, trained: dict[str, Task]):
         self.config = config
         self.indexes: dict[str, Task] = {}
         self.models = {"base": digest(config.model.model_dump(include={"base", "revision", "variant", "dtype"}))}
-        self.trained: dict[str, Task] = {}
+        self.models |= {name: digest(task.fields) for name, task in trained.items()}
+        self.trained = dict(trained)
         self.pools: dict[tuple, Task] = {}
         self.scores: dict[tuple[str, str], Task] = {}
         self.counts = self._pool_sizes()
@@ -57,9 +70,8 @@ class _Planner:
     def tasks(self) -> Iterator[Task]:
         yield from self._index_tasks()
         held_out = None
-        for number, model in enumerate(["base", *self.config.stages]):
-            if model != "base":
-                stage = self.config.stages[model]
+        for number, model in enumerate(["base", *self.trained, *self.config.stages]):
+            if stage := self.config.stages.get(model):
                 pairs = self._pairs(f"{number}-{model}", stage, start_of(self.config, model))
                 yield pairs
                 yield self._train(number, model, stage, pairs, held_out)

@@ -13,9 +13,14 @@ from raypref.rundir import check
 def show(config: RunConfig, run: Store, pools: Store) -> str:
     """One line a task and a line of totals. Raises ValueError where the run would refuse the run directory."""
     check(config, run)
+    return listing(plan(config), config, run, pools)
+
+
+def listing(tasks: list[Task], config: RunConfig, run: Store, pools: Store) -> str:
+    """Of each task a line, then one of totals."""
     rows: dict[str, int] = {}
     lines, totals = [], {"images": 0, "scores": 0, "steps": 0}
-    for task in plan(config):
+    for task in tasks:
         store = pools if task.shared else run
         manifest = read_manifest(store, task.path, task.fields)
         amount, unit = _amount(task, config, rows, manifest)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from raypref import dreambench
 from raypref.config import RunConfig, build
 
 EASY = {
@@ -283,16 +284,7 @@ def sft_sd15() -> dict:
 
 def _subject_sd15(stages: dict) -> dict:
     """What the subject-driven recipes for Stable Diffusion 1.5 share; data.subject is the user's to give."""
-    clip = {"model": "ViT-B-16", "pretrained": "openai"}  # of DreamBench (paper)
-    return _sd15(stages) | {
-        "scorers": {
-            "reward": {"kind": "align_pair"},  # (paper)
-            "clip_t": {"kind": "open_clip", "args": clip},
-            "clip_i": {"kind": "open_clip_features", "args": clip},
-            "dino": {"kind": "dino"},
-        },
-        "evaluation": {"preference": "clip_t", "scorers": ["clip_t"], "likeness": ["dino", "clip_i"], "images": 4},
-    }
+    return dreambench.laid_over(_sd15(stages) | {"scorers": {"reward": {"kind": "align_pair"}}})  # (paper)
 
 
 _SUBJECT = {"steps": 400, "batch_size": 4, "lora": {"rank": 8}, "optim": {"lr": 1e-4}}  # steps (paper); the rest (ours)
@@ -329,6 +321,11 @@ def dreambooth_sd15() -> dict:
     )
 
 
+def dreambench_sd15() -> dict:
+    """Nothing is trained: Stable Diffusion 1.5, or model.base=FOLDER, as it is, for jobs/evaluate.py (needs data.subject)."""
+    return _subject_sd15({})
+
+
 RECIPES: dict[str, Callable[[], dict]] = {
     f.__name__: f
     for f in (
@@ -341,6 +338,7 @@ RECIPES: dict[str, Callable[[], dict]] = {
         sft_sd15,
         rpo_sd15,
         dreambooth_sd15,
+        dreambench_sd15,
     )
 }
 
@@ -355,6 +353,11 @@ def configure(
     """
     if isinstance(recipe, dict):
         return build(recipe, overlays, assignments)
+    return build(fields(recipe), overlays, assignments)
+
+
+def fields(recipe: str) -> dict:
+    """The fields of a recipe by its name. Raises ValueError."""
     if recipe not in RECIPES:
         raise ValueError(f"--recipe {recipe!r}: there are {', '.join(RECIPES)}")
-    return build({"recipe": recipe, **RECIPES[recipe]()}, overlays, assignments)
+    return {"recipe": recipe, **RECIPES[recipe]()}

@@ -55,10 +55,11 @@ def _join(debug: bool) -> None:
 def room(config: RunConfig) -> int:
     """How many such runs fit side by side: none may hold half of what it needs while another holds the rest."""
     total = ray.cluster_resources()
-    generate, score, train = (share(config, kind, total) for kind in ("generate", "score", "train"))
+    together = [("generate", "score"), *([("train",)] if config.stages else [])]
+    shares = [[share(config, kind, total) for kind in kinds] for kinds in together]
     needs = {
-        "CPU": max(generate.actors * generate.cpus + score.actors * score.cpus, train.actors * train.cpus),
-        "GPU": max(generate.actors * generate.gpus + score.actors * score.gpus, train.actors * train.gpus),
+        "CPU": max(sum(s.actors * s.cpus for s in group) for group in shares),
+        "GPU": max(sum(s.actors * s.gpus for s in group) for group in shares),
     }
     return max(1, min(int(total.get(name, 0) / need) for name, need in needs.items() if need))
 

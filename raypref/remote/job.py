@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 from raypref import cli
 from raypref.artifacts import Store
 from raypref.config import RunConfig
@@ -12,16 +14,13 @@ def train_job(description: str, recipe: str) -> None:
     arguments = cli.parser(description.splitlines()[0], recipe).parse_args()
     if arguments.list_recipes:
         return cli.list_recipes()
-    if not arguments.run_dir:
-        raise ValueError("--run-dir is required: a folder or URI for everything the run makes, such as runs/demo")
+    run, pools = stores(arguments)
     configs = cli.load_configs(arguments)
-    run = Store(cli.location(arguments.run_dir))
-    pools = Store(cli.location(arguments.pools)) if arguments.pools else None
     if arguments.dry_run:
         from raypref.planning import show
 
         for name, config in configs.items():
-            own = Store(run.join(f"subjects/{name}")) if name else run
+            own = store_of(run, name)
             print(f"{name}\n{show(config, own, pools or own)}".strip())
         return
     if list(configs) != [""]:
@@ -37,6 +36,25 @@ def train_job(description: str, recipe: str) -> None:
     print(f"report: {run.join('report.html')}\nLoRA: {run.join(list(summary['loras'].values())[-1])}")
 
 
+def stores(arguments: Namespace) -> tuple[Store, Store | None]:
+    """The run directory, and the pool store where one is given."""
+    if not arguments.run_dir:
+        raise ValueError("--run-dir is required: a folder or URI for everything the run makes, such as runs/demo")
+    return Store(cli.location(arguments.run_dir)), Store(cli.location(arguments.pools)) if arguments.pools else None
+
+
+def store_of(run: Store, name: str) -> Store:
+    """Where the run of a subject is; the name '' is the only run of the directory."""
+    return Store(run.join(f"subjects/{name}")) if name else run
+
+
+def refuse(failed: dict[str, str], total: int) -> None:
+    """Raises ValueError when subjects failed, with the message of each."""
+    if failed:
+        lines = "\n".join(f"  {name}: {error}" for name, error in failed.items())
+        raise ValueError(f"{len(failed)} of {total} subjects failed:\n{lines}")
+
+
 def _print_subjects(configs: dict[str, RunConfig], run: Store, pools: Store | None) -> None:
     from raypref.remote.subjects import execute_all
     from raypref.report import table
@@ -46,6 +64,4 @@ def _print_subjects(configs: dict[str, RunConfig], run: Store, pools: Store | No
         print("\n" + table([{"name": name, "metrics": metrics} for name, metrics in summary["mean"].items()]))
     failed = {name: s["error"] for name, s in summary["subjects"].items() if "error" in s}
     print(f"means over {len(configs) - len(failed)} subjects: {run.join('summary.json')}")
-    if failed:
-        lines = "\n".join(f"  {name}: {error}" for name, error in failed.items())
-        raise ValueError(f"{len(failed)} of {len(configs)} subjects failed:\n{lines}")
+    refuse(failed, len(configs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import ray
@@ -48,6 +48,17 @@ def work(config: RunConfig, tasks: list[Task], run: Store, pools: Store, observe
     `observe` is called with each new row of a training's metrics and with each evaluation's result.
     """
     timing = run.read_json("tasks.json") if run.exists("tasks.json") else {}
+    for path, record in make(config, tasks, run, pools, observe):
+        timing[path] = record
+        run.write_json("tasks.json", timing)
+        run.write_json("env.json", environment())
+    return timing
+
+
+def make(
+    config: RunConfig, tasks: list[Task], run: Store, pools: Store, observe: Observe = _nobody
+) -> Iterator[tuple[str, dict]]:
+    """As `work`, without a record in the run directory: of each wave its first task's path, and what it took."""
     for wave in waves(tasks):
         todo = [task for task in wave if read_manifest(pools if task.shared else run, task.path, task.fields) is None]
         if not todo:
@@ -62,17 +73,8 @@ def work(config: RunConfig, tasks: list[Task], run: Store, pools: Store, observe
         )
         with Progress(name, items, unit) as progress:
             _run(todo, run, pools, config, progress, observe)
-        seconds = time.monotonic() - clock
-        timing[wave[0].path] = {
-            "name": name,
-            "kind": wave[0].kind,
-            "seconds": seconds,
-            "items": progress.done,
-            "unit": unit,
-        }
-        run.write_json("tasks.json", timing)
-        run.write_json("env.json", environment())
-    return timing
+        took = {"seconds": time.monotonic() - clock, "items": progress.done, "unit": unit}
+        yield wave[0].path, {"name": name, "kind": wave[0].kind, **took}
 
 
 def _run(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import ray
 
@@ -13,10 +15,22 @@ from raypref.remote import cluster
 
 
 def execute_all(configs: dict[str, RunConfig], run: Store, pools: Store | None = None) -> dict:
-    """Run every subject in `subjects/<name>`, as many at once as the cluster has room for; writes summary.json.
+    """Run every subject; writes summary.json.
 
-    `pools`: a pool store that all share; none: each its own. Returns {"subjects": {name: summary or {"error": message}},
-    "mean": {stage: {metric: mean over subjects}}}.
+    Returns {"subjects": {name: summary or {"error": message}}, "mean": {stage: {metric: mean over subjects}}}.
+    """
+    results = each(_execute, configs, run, pools)
+    summary = {"subjects": results, "mean": means(list(results.values()))}
+    run.write_json("summary.json", summary)
+    return summary
+
+
+def each(
+    work: Callable[[RunConfig, Store, Store], dict], configs: dict[str, RunConfig], run: Store, pools: Store | None
+) -> dict[str, dict]:
+    """`work(config, run, pools)` of every subject in `subjects/<name>`, as many at once as the cluster has room for.
+
+    `pools`: a pool store that all share; none: each its own. Returns {name: result, or {"error": message}}.
     """
     cluster.connect()
     waiting, running, results = list(configs), {}, {}
@@ -26,7 +40,7 @@ def execute_all(configs: dict[str, RunConfig], run: Store, pools: Store | None =
             while waiting and len(running) < room:
                 name = waiting.pop(0)
                 own = Store(run.join(f"subjects/{name}"))
-                running[_one.remote(configs[name], own, pools or own)] = name
+                running[_one.remote(work, configs[name], own, pools or own)] = name
             (done, *_), _ = ray.wait(list(running))
             name = running.pop(done)
             try:
@@ -34,17 +48,19 @@ def execute_all(configs: dict[str, RunConfig], run: Store, pools: Store | None =
             except ray.exceptions.RayError as error:  # the task's own process was lost
                 results[name] = {"error": cli.root(error)}
             progress.add(1, results[name].get("error", "").split("\n")[0])
-    summary = {"subjects": {name: results[name] for name in configs}, "mean": means(list(results.values()))}
-    run.write_json("summary.json", summary)
-    return summary
+    return {name: results[name] for name in configs}
+
+
+def _execute(config: RunConfig, run: Store, pools: Store) -> dict:
+    from raypref.remote.pipeline import execute
+
+    return execute(config, run, pools)
 
 
 @ray.remote(num_cpus=0)  # it only waits: what works inside asks for its own
-def _one(config: RunConfig, run: Store, pools: Store) -> dict:
-    from raypref.remote.pipeline import execute
-
+def _one(work: Callable, config: RunConfig, run: Store, pools: Store) -> dict:
     try:
-        return execute(config, run, pools)
+        return work(config, run, pools)
     except Exception as error:  # whatever it is, the other subjects go on, and the message is in the summary
         return {"error": cli.root(error)}
 

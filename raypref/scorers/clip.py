@@ -24,7 +24,11 @@ class OpenClip:
         name = locate(model)
         if Path(name).is_dir():
             name = f"local-dir:{name}"
-        self.model, _, _ = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=device)
+        # open_clip only warns where weights were trained with another activation than the name's, as OpenAI's were
+        quick = open_clip.get_pretrained_cfg(name, pretrained or "").get("quick_gelu", False)
+        self.model, _, _ = open_clip.create_model_and_transforms(
+            name, pretrained=pretrained, device=device, force_quick_gelu=quick
+        )
         self.model.eval()
         self.tokenizer = open_clip.get_tokenizer(name)
         self.scale, self.device = scale, device

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -10,12 +12,15 @@ import torch
 from PIL import Image
 
 from raypref import rewards
-from raypref.artifacts import Store
+from raypref.artifacts import Store, iter_rows
 from raypref.looks import read_looks, reward_curve
 from raypref.mini import renderer
 from raypref.models import read_adapter
 from raypref.recipes import configure
+from raypref.remote.evaluate import evaluate_job
 from raypref.remote.subjects import execute_all
+from tests import checkpoints
+from tests.remote import world
 
 SMALL = (
     "model.resolution=16", "sampling.steps=2", "training.micro_batch=2", "training.checkpoint_every=4",
@@ -55,7 +60,7 @@ def test_one_subject_that_fails_does_not_lose_the_other(outcome):
     run, summary = outcome
     assert "4 of 4 rows are bad" in summary["subjects"]["broken"]["error"]
     assert [stage["name"] for stage in summary["subjects"]["person"]["stages"]] == ["base", "rpo"]
-    assert summary["mean"]["rpo"].keys() >= {"clip_i", "likeness", "preference_score"}
+    assert summary["mean"]["rpo"].keys() >= {"clip_i", "likeness", "clip_t"}
     assert json.loads((run / "summary.json").read_text()) == json.loads(json.dumps(summary))
 
 
@@ -74,3 +79,110 @@ def test_both_workers_validate_and_the_best_checkpoint_is_exported(outcome):
 def test_the_report_shows_the_rewards(outcome):
     page = (outcome[0] / "subjects/person/report.html").read_text()
     assert "Reward by lambda_val" in page and "no image" not in page and "unsupported" in page
+
+
+# evaluation by DreamBench's protocol
+
+POOLS = {"base": "base-generated-eval_prompts", "rpo": "rpo-generated-eval_prompts", "real": "real-eval_real"}
+BY_THE_MINIATURE = ("scorers.clip_i.args.model=mini:scorer", "scorers.clip_t.args.model=mini:scorer")
+
+
+def job(monkeypatch, run, *arguments: str) -> None:
+    """jobs/evaluate.py in this process."""
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--run-dir", str(run), *arguments])
+    evaluate_job("a job")
+
+
+def settings(*assignments: str) -> list[str]:
+    return [text for assignment in assignments for text in ("--set", assignment)]
+
+
+@pytest.fixture(scope="module")
+def evaluated(outcome, tmp_path_factory):
+    """The job on a copy of the finished subjects: (run directory, files before, its error, its options)."""
+    run = shutil.copytree(outcome[0], tmp_path_factory.mktemp("evaluated") / "run")
+    before = world.files(run, "**/*")
+    dino = checkpoints.dino(tmp_path_factory.mktemp("dino"))
+    options = settings(*BY_THE_MINIATURE, f"scorers.dino.args.model={dino}")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError) as caught:
+        job(patch, run, *options)
+    return run, before, str(caught.value), options
+
+
+def test_evaluation_trains_nothing_and_leaves_the_run_as_it_was(evaluated):
+    run, before, _, _ = evaluated
+    after = world.files(run, "**/*")
+    assert {name: after[name] for name in before} == before
+    new = {name for name in after if name not in before} - {"dreambench.json", "dreambench.md"}
+    folders = {"/".join(name.split("/")[2:4]).rpartition("-")[0] for name in new}
+    assert folders == {"eval/0-base", "eval/1-rpo", *(f"scores/{pool}" for pool in POOLS.values())}
+    assert {name.split("/")[4].partition("-")[0] for name in new if "/scores/" in name} == {"dino", "clip_i", "clip_t"}
+
+
+def test_a_subject_that_is_not_trained_is_named_with_the_command_and_stops_no_other(evaluated):
+    run, _, error, _ = evaluated
+    assert error.startswith("1 of 2 subjects failed:\n  broken: ")
+    assert f"python jobs/rpo.py --config {run}/subjects/broken/config.json --run-dir {run}/subjects/broken" in error
+    result = json.loads((run / "dreambench.json").read_text())
+    assert list(result["failed"]) == ["broken"]
+    assert [(row["subject"], row["model"]) for row in result["subjects"]] == [("person", "base"), ("person", "rpo")]
+
+
+def test_figures_are_means_of_the_stored_features(evaluated):
+    run, before, *_ = evaluated
+    own = run / "subjects/person"
+
+    def values(pool: str, scorer: str) -> np.ndarray:
+        found = [
+            str(path.parent.relative_to(own)) for path in own.glob(f"scores/{POOLS[pool]}-*/{scorer}-*/manifest.json")
+        ]
+        [folder] = [path for path in found if f"subjects/person/{path}/manifest.json" not in before]
+        return np.array([value for row in iter_rows(Store(str(own)), folder) for value in row["values"]], np.float64)
+
+    result = json.loads((run / "dreambench.json").read_text())
+    for row, mean in zip(result["subjects"], result["means"], strict=True):
+        assert (row["prompts"], row["references"], mean["subjects"]) == (2, 4, 1)
+        for name in ("dino", "clip_i"):
+            a, b = values(row["model"], name), values("real", name)
+            assert len(a) == 8 and len(b) == 4
+            cosines = [x @ y / np.sqrt((x @ x) * (y @ y)) for x in a for y in b]
+            assert row[name] == mean[name] == pytest.approx(sum(cosines) / 32, abs=1e-6)
+        assert row["clip_t"] == pytest.approx(values(row["model"], "clip_t").mean(), abs=1e-6)
+    assert {"Subjects: 1 instead of 30.", "Prompts a subject: 2 instead of 25."} < set(result["notes"])
+
+
+def test_evaluating_again_makes_nothing(evaluated, monkeypatch):
+    run, _, _, options = evaluated
+    texts = [(run / name).read_bytes() for name in ("dreambench.json", "dreambench.md")]
+    before = world.files(run, "subjects/**/*")
+    with pytest.raises(ValueError, match="1 of 2 subjects failed"):
+        job(monkeypatch, run, *options)
+    assert world.files(run, "subjects/**/*") == before
+    assert [(run / name).read_bytes() for name in ("dreambench.json", "dreambench.md")] == texts
+
+
+def test_a_model_as_it_is_is_evaluated_without_stages(outcome, tiny, tmp_path, monkeypatch, capsys):
+    photos = json.loads((outcome[0] / "subjects/person/config.json").read_text())["data"]["real"]["path"]
+    own = [text for text in SMALL if not text.startswith("stages")]
+    options = ["--recipe", "rpo_mini", "--pools", str(outcome[0] / "subjects/person"), *settings(
+        *own, f"model.base={tiny}", "stages.rpo=null", f"data.subject={photos}", "data.class_noun=toy",
+        "data.max_rejected=0.3", *BY_THE_MINIATURE, "scorers.dino.kind=mini_features",
+    )]  # fmt: skip
+    run = tmp_path / "as_it_is"
+    job(monkeypatch, run, *options, "--dry-run")
+    assert not run.exists() and "0 training steps" in capsys.readouterr().out
+    job(monkeypatch, run, *options)
+    result = json.loads((run / "dreambench.json").read_text())
+    person = next(s for s in outcome[1]["subjects"]["person"]["stages"] if s["name"] == "base")["metrics"]
+    [row] = result["subjects"]
+    assert (row["subject"], row["model"]) == ("as_it_is", "base")
+    # the same network as its own evaluation's `likeness`
+    assert (row["dino"], row["clip_i"]) == pytest.approx((person["likeness"], person["clip_i"]))
+    assert json.loads((run / "config.json").read_text())["stages"] == {}
+    with pytest.raises(ValueError, match=r"--recipe rpo_mini: trains rpo; run it with jobs/rpo\.py"):
+        job(monkeypatch, run, "--recipe", "rpo_mini")
+
+
+def test_a_folder_without_runs_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"holds no run \(config\.json, or subjects/\*/config\.json\)"):
+        job(monkeypatch, tmp_path)

@@ -26,6 +26,13 @@ def test_local_folders_are_absolute_for_workers_in_other_directories(tmp_path, m
     assert config.scorers["clip_t"].args["model"] == "mini:clip"
 
 
+def test_an_empty_curriculum_is_for_evaluation_alone():
+    options = cli.parser("a job", "rpo_mini").parse_args(["--set", "stages.rpo=null"])
+    with pytest.raises(ValueError, match=r"stages: none is left to train; jobs/evaluate\.py"):
+        cli.load_configs(options)
+    assert not cli.load_configs(options, untrained=True)[""].stages
+
+
 def test_config_of_a_run_replays_it_whatever_the_recipe(tmp_path):
     config = configure("mini", [{"seed": 3, "stages": {"normal": None}}])
     file = tmp_path / "config.json"

@@ -44,6 +44,8 @@ def test_core_imports_neither_ray_nor_deepspeed():
         "raypref.remote.tables",
         "raypref.cli",
         "raypref.planning",
+        "raypref.dreambench",
+        "raypref.remote.evaluate",
         "raypref.journal",
         "raypref.listing",
         "raypref.pairing",

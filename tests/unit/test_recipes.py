@@ -45,9 +45,10 @@ def test_recipe_runs_on_captions_of_real_images_alone(name):
 def test_recipes_do_not_share_what_a_caller_could_change():
     for make in RECIPES.values():
         tree = make()
-        next(iter(tree["stages"].values()))["steps"] = -1
+        for stage in tree["stages"].values():
+            stage["steps"] = -1
         tree["scorers"].clear()
-        assert next(iter(make()["stages"].values()))["steps"] > 0 and make()["scorers"]
+        assert all(stage["steps"] > 0 for stage in make()["stages"].values()) and make()["scorers"]
 
 
 def test_hgdpo_is_the_papers():

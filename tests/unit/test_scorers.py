@@ -141,6 +141,19 @@ def test_open_clip_equals_open_clip_by_hand(people, model, scale):
     torch.testing.assert_close(features.norm(dim=1), torch.ones(6))
 
 
+@pytest.mark.parametrize(("pretrained", "quick"), [("openai", True), ("laion2b_s34b_b88k", False), (None, False)])
+def test_open_clip_has_the_activation_that_its_weights_were_trained_with(monkeypatch, pretrained, quick):
+    asked = {}
+
+    def make(name, **options):
+        asked.update(options)
+        return torch.nn.Identity(), None, None
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", make)
+    scorers.load("open_clip", {"model": "ViT-B-16", "pretrained": pretrained})
+    assert asked["force_quick_gelu"] is quick and asked["pretrained"] == pretrained
+
+
 def test_open_clip_resizes_as_open_clip_does(people):
     """PIL resizes whole numbers, torch floats: equal within their rounding."""
     images, prompts = people
