@@ -121,8 +121,8 @@ class Looks:
         with torch.inference_mode():
             parts = latents.split(config.sampling.batch_size)
             images = torch.cat([decode_latents(self.pipeline, part).cpu() for part in parts])
-        broken = ~images.isfinite().flatten(1).all(1)  # of a model that diverges: their similarities are NaN
-        images[broken] = 0
+            broken = ~images.isfinite().flatten(1).all(1)  # of a model that diverges: their similarities are NaN
+            images[broken] = 0
         found = {name: self._score(name, images, prompts) for name in self.scorers}
         if self.context.rank == 0:
             picture = encode(grid([to_uint8(images[:SHOWN])], pad=2), "png")
