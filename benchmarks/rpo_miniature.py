@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import claims
@@ -19,6 +20,8 @@ from raypref import cli
 from raypref.artifacts import Store
 from raypref.config import RunConfig
 from raypref.recipes import configure
+from raypref.remote import pipeline
+from raypref.remote.subjects import each
 
 METRICS = ("likeness", "clip_i", "clip_t")
 LAMBDAS = (0.3, 0.5, 0.7)
@@ -36,10 +39,17 @@ CLAIMS = (
 )
 
 
+# Small enough for two subjects side by side on two cores: much of a small run is start-up
+SMALL = {
+    "training": {"workers": 1, "micro_batch": 8},
+    "resources": {"generate": {"actors": 1, "cpus": 0.5}, "score": {"cpus": 0.4}},
+}
+
+
 def configurations(subject: int, scale: float) -> dict[str, RunConfig]:
     """A subject's runs: RPO by lambda_val and number of negatives, to the last step, and DreamBooth-LoRA."""
     steps = max(10, int(200 * scale))
-    who = {"data": {name: {"identity": subject} for name in ("real", "eval_real")}}
+    who = SMALL | {"data": {name: {"identity": subject} for name in ("real", "eval_real")}}
 
     def rpo(**validation) -> dict:
         return who | {"stages": {"rpo": {"steps": steps, "validation": validation}}}
@@ -57,18 +67,26 @@ def configurations(subject: int, scale: float) -> dict[str, RunConfig]:
 
 
 def measure(subjects: int, run_dir: str, scale: float) -> claims.Values:
-    """Run everything; the runs of a subject share their pools."""
-    from raypref.remote import pipeline
-
+    """Run everything, as many subjects at once as there is room for."""
+    names = {str(subject): configurations(subject, scale)["rpo_0.5"] for subject in range(subjects)}
+    found = each(partial(runs_of, scale=scale), names, Store(cli.location(run_dir)), None)
+    if errors := {name: result["error"] for name, result in found.items() if "error" in result}:
+        raise RuntimeError(f"subjects that failed: {errors}")
     values: claims.Values = {}
-    for subject in range(subjects):
-        folder = cli.location(f"{run_dir}/subject-{subject}")
-        for name, config in configurations(subject, scale).items():
-            summary = pipeline.execute(config, Store(f"{folder}/{name}"), Store(f"{folder}/pools"))
-            for model, stage in zip(("base", name), summary["stages"], strict=True):
-                for metric in METRICS if model != "base" or name == "dreambooth" else ():
-                    values.setdefault(model, {}).setdefault(metric, []).append(stage["metrics"][metric])
+    for result in found.values():
+        for model, metrics in result.items():
+            for metric in METRICS:
+                values.setdefault(model, {}).setdefault(metric, []).append(metrics[metric])
     return values
+
+
+def runs_of(config: RunConfig, run: Store, pools: Store, scale: float) -> dict[str, dict[str, float]]:
+    """Metrics of every model of one subject, whose runs share their pools. `config` says which subject."""
+    found = {}
+    for name, other in configurations(config.data.real.identity, scale).items():
+        base, trained = pipeline.execute(other, Store(run.join(name)), Store(run.join("pools")))["stages"]
+        found |= {"base": base["metrics"], name: trained["metrics"]}
+    return found
 
 
 def main() -> None:
