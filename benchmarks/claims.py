@@ -7,10 +7,22 @@ from pathlib import Path
 
 from raypref.metrics import mean_interval
 
+# Small enough for two runs side by side on two cores: much of a small run is start-up. It changes no number but by rounding.
+SIDE_BY_SIDE = {
+    "training": {"workers": 1, "micro_batch": 8},
+    "resources": {"generate": {"actors": 1, "cpus": 0.5}, "score": {"cpus": 0.4}},
+}
 RESULTS = Path(__file__).parent / "results"
 # (claim, metric, left, right): it holds when left is above right, repeat by repeat, with a 95 % interval above zero
 Claim = tuple[str, str, str, str]
 Values = dict[str, dict[str, list[float]]]  # {model: {metric: a value of each repeat}}
+
+
+def ended(results: dict[str, dict]) -> list[dict]:
+    """What each repeat came to. Raises RuntimeError naming those that failed; the others are kept for the next try."""
+    if errors := {name: result["error"] for name, result in results.items() if "error" in result}:
+        raise RuntimeError(f"of {len(results)} repeats there failed {errors}")
+    return list(results.values())
 
 
 def judge(values: Values, claims: tuple[Claim, ...]) -> dict:

@@ -20,6 +20,7 @@ from raypref import cli
 from raypref.artifacts import Store
 from raypref.config import RunConfig
 from raypref.recipes import configure, mini
+from raypref.remote.subjects import execute_all
 
 METRICS = (
     "preference_score",
@@ -69,18 +70,13 @@ def configuration(seed: int, scale: float) -> RunConfig:
     if scale < 1:
         data |= {name: {**mini()["data"][name], "count": int(192 * scale)} for name in ("prompts", "real")}
     nothing = {"stages": dict.fromkeys(mini()["stages"])}
-    return configure("mini", [nothing, {"seed": seed, "data": data, "stages": stages}])
+    return configure("mini", [nothing, claims.SIDE_BY_SIDE, {"seed": seed, "data": data, "stages": stages}])
 
 
 def measure(seeds: int, run_dir: str, scale: float) -> list[dict]:
-    """Run every seed; a list of summaries."""
-    from raypref.remote import pipeline
-
-    summaries = []
-    for seed in range(seeds):
-        run = Store(cli.location(f"{run_dir}/seed-{seed}"))
-        summaries.append(pipeline.execute(configuration(seed, scale), run, run))
-    return summaries
+    """Run every seed, as many at once as there is room for; a list of summaries."""
+    configs = {f"seed-{seed}": configuration(seed, scale) for seed in range(seeds)}
+    return claims.ended(execute_all(configs, Store(cli.location(run_dir)))["subjects"])
 
 
 def values_of(summaries: list[dict]) -> claims.Values:

@@ -39,17 +39,10 @@ CLAIMS = (
 )
 
 
-# Small enough for two subjects side by side on two cores: much of a small run is start-up
-SMALL = {
-    "training": {"workers": 1, "micro_batch": 8},
-    "resources": {"generate": {"actors": 1, "cpus": 0.5}, "score": {"cpus": 0.4}},
-}
-
-
 def configurations(subject: int, scale: float) -> dict[str, RunConfig]:
     """A subject's runs: RPO by lambda_val and number of negatives, to the last step, and DreamBooth-LoRA."""
     steps = max(10, int(200 * scale))
-    who = SMALL | {"data": {name: {"identity": subject} for name in ("real", "eval_real")}}
+    who = claims.SIDE_BY_SIDE | {"data": {name: {"identity": subject} for name in ("real", "eval_real")}}
 
     def rpo(**validation) -> dict:
         return who | {"stages": {"rpo": {"steps": steps, "validation": validation}}}
@@ -70,10 +63,8 @@ def measure(subjects: int, run_dir: str, scale: float) -> claims.Values:
     """Run everything, as many subjects at once as there is room for."""
     names = {str(subject): configurations(subject, scale)["rpo_0.5"] for subject in range(subjects)}
     found = each(partial(runs_of, scale=scale), names, Store(cli.location(run_dir)), None)
-    if errors := {name: result["error"] for name, result in found.items() if "error" in result}:
-        raise RuntimeError(f"subjects that failed: {errors}")
     values: claims.Values = {}
-    for result in found.values():
+    for result in claims.ended(found):
         for model, metrics in result.items():
             for metric in METRICS:
                 values.setdefault(model, {}).setdefault(metric, []).append(metrics[metric])
