@@ -132,11 +132,14 @@ class Painter:
         self.make = pool_shard
         self.work, self.store = work, Store(work.store)
         model = next(iter(work.pools.values())).model
-        lora = next((t.parents[1] for t in work.pools.values() if model != "base"), None)
+        trained = next((t.parents[1] for t in work.pools.values() if model != "base"), None)
         with tempfile.TemporaryDirectory() as folder:
-            if lora:
-                Store(work.run).pull(f"{lora}/lora", folder)
-            self.pipeline = load_pipeline(work.config.model, part.device, Path(folder) if lora else None)
+            weights = {}
+            if trained:
+                output = work.config.stages[model].output
+                Store(work.run).pull(f"{trained}/{output}", folder)
+                weights = {output: Path(folder)}
+            self.pipeline = load_pipeline(work.config.model, part.device, **weights)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([self._shard(row) for row in batch.to_pylist()], SUMMARY)

@@ -62,7 +62,7 @@ def overlay(base: Path, real: Path | None = None) -> dict:
             "normal": None,
             "text_encoder": None,
         },
-        "evaluation": {"scorers": []},
+        "evaluation": {"scorers": [], "second": None},
         "training": {
             "workers": 2,
             "micro_batch": 2,
