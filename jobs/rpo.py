@@ -1,4 +1,4 @@
-"""RPO: a subject's photos to a LoRA, the checkpoint chosen by the lambda-harmonic reward of validation images.
+"""RPO: a subject's photos to a LoRA or a U-Net, the checkpoint chosen by the lambda-harmonic reward of validation images.
 
 python jobs/rpo.py --recipe rpo_mini --run-dir runs/rpo
 python jobs/rpo.py --recipe rpo_sd15 --run-dir runs/dog --set data.subject=dreambooth/dataset/dog

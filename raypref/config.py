@@ -164,11 +164,27 @@ def _problems(config: RunConfig):
         if stage.optim.warmup >= stage.steps:
             yield f"{where}.optim.warmup: {stage.optim.warmup} steps of warm-up leave none of {stage.steps} to train"
         start = known[-1] if stage.start == "previous" else stage.start
+        if start in known:
+            yield from _whole_problems(config, where, stage, start)
         same = [config.stages[n] for n in chains.get(start, []) if config.stages[n].module == stage.module]
-        if same and same[-1].lora != stage.lora:
+        if stage.lora and same and same[-1].lora not in (None, stage.lora):
             yield f"{where}.lora: differs from that of an earlier stage of the same {stage.module}, whose adapter it continues"
         chains[name] = [*chains.get(start, []), name]
         known.append(name)
+
+
+def _whole_problems(config: RunConfig, where: str, stage: Stage, start: str):
+    """Of stages that train all of the U-Net (a lora of none), and of those that start from one."""
+    given = f"{stage.start!r}" if stage.start == start else f"{stage.start!r} ({start})"
+    if stage.lora is None and stage.module != "unet":
+        yield f"{where}.lora: none trains all of the U-Net, but module is {stage.module}; give a lora, or module=unet"
+    elif stage.lora is None and start != "base":
+        yield f"{where}.start: {given} is not base, where a stage without lora starts; set start=base, or give a lora"
+    elif start != "base" and config.stages[start].lora is None:
+        yield (
+            f"{where}.start: {given} trains all of the U-Net (it has no lora), which no stage goes on from; set start=base or "
+            "an earlier stage with a lora"
+        )
 
 
 def _domain_problems(config: RunConfig, where: str, stage: Stage, known: list[str]):

@@ -178,6 +178,9 @@ class _Planner:
             fields["sampling"] = config.sampling.model_dump(include={"steps", "guidance"})
         fields["encoding"] = {"format": data.image_format, "quality": data.image_quality}
         parents = [self.indexes[images].path, *([self.trained[model].path] if model != "base" else [])]
+        if model != "base":
+            trained = self.trained[model]
+            spec["weights"] = f"{trained.path}/{trained.spec['weights']}"
         if kind == "reconstructed":
             real = self.pools[("base", "real", images, ())]
             parents.append(real.path)
@@ -262,6 +265,7 @@ class _Planner:
                 "pairs": pairs.path,
                 "held_out": held_out.path,
                 "start": self.trained[start].path if start != "base" else None,
+                "weights": stage.output,
                 "validation": {name: task.path for name, task in validation.items()},
             },
         )

@@ -74,7 +74,7 @@ def _denoise(
         latents = scheduler.add_noise(clean.to(device, torch.float32), noise.to(device), steps[:1].repeat(len(prompts)))
     guided = sampling.guidance > 1
     texts = [""] * len(prompts) + prompts if guided else prompts
-    embeddings = pipeline.text_encoder(token_ids(pipeline, texts).to(device))[0]
+    embeddings = pipeline.text_encoder(token_ids(pipeline, texts).to(device))[0].to(dtype)
     for t in steps:
         rows = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
         output = pipeline.unet(rows.to(dtype), t, encoder_hidden_states=embeddings).sample.float()

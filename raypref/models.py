@@ -1,19 +1,21 @@
 """Stable Diffusion pipelines, their adapters, and the files that users take away.
 
-A run's model is a Diffusers pipeline plus at most one LoRA, in Diffusers' own file. While a stage trains, two adapters
-live in the same layers: `policy` is trained and `reference` (the stage's start) is frozen. Which of them acts is
-switched by name alone; `requires_grad` is set once and never touched in the loop.
+A run's model is a Diffusers pipeline plus at most one LoRA, in Diffusers' own file, or with a U-Net in the place of its own.
+While a LoRA trains, two adapters live in the same layers: `policy` is trained and `reference` (the stage's start) is frozen.
+Which of them acts is switched by name alone; `requires_grad` is set once and never touched in the loop. Where all of the
+U-Net is trained, the reference is a frozen copy of it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
@@ -24,19 +26,25 @@ from raypref.mini import locate
 from raypref.stages import Lora
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+UNET_FILE = "diffusion_pytorch_model.safetensors"
 MODULES = ("unet", "text_encoder")
 POLICY, REFERENCE, BASE = "policy", "reference", "base"
 
 
 def load_pipeline(
-    model: Model, device: str = "cpu", lora: str | Path | None = None, dtype: torch.dtype | None = None
+    model: Model,
+    device: str = "cpu",
+    lora: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    unet: str | Path | None = None,
 ) -> StableDiffusionPipeline:
-    """The base pipeline in evaluation mode, with the LoRA of a folder when one is given.
+    """The base pipeline in evaluation mode, with the LoRA of a folder, or its U-Net, when one is given.
 
     Raises ValueError for a folder or hub id that is not there and for pipelines that are not Stable Diffusion 1.x / 2.x.
     """
     name = locate(model.base)
     dtype = dtype or getattr(torch, model.dtype)
+    trained = {} if unet is None else {"unet": UNet2DConditionModel.from_pretrained(unet, dtype=dtype)}
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             name,
@@ -45,6 +53,7 @@ def load_pipeline(
             dtype=dtype,
             use_safetensors=True,
             safety_checker=None,
+            **trained,
         )
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -99,6 +108,7 @@ class Denoiser(nn.Module):
     def __init__(self, pipeline: StableDiffusionPipeline):
         super().__init__()
         self.unet, self.text_encoder = pipeline.unet, pipeline.text_encoder
+        self.reference: nn.Module | None = None  # the U-Net as it was, where all of it is trained: reference and base
         schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.prediction = schedule.config.prediction_type
         self.timesteps = schedule.config.num_train_timesteps
@@ -109,7 +119,8 @@ class Denoiser(nn.Module):
             embeddings = self.text_encoder(ids)[0]
             embeddings = embeddings.repeat(z_t.shape[0] // ids.shape[0], 1, 1)
             dtype = embeddings.dtype
-            return self.unet(z_t.to(dtype), t, encoder_hidden_states=embeddings).sample.float()
+            unet = self.unet if which == POLICY or self.reference is None else self.reference
+            return unet(z_t.to(dtype), t, encoder_hidden_states=embeddings).sample.float()
 
 
 @contextlib.contextmanager
@@ -153,6 +164,16 @@ def add_adapters(denoiser: Denoiser, module: str, lora: Lora, start: str | Path 
         if f".{POLICY}." in name:
             parameter.data = parameter.data.float()
     return settings
+
+
+def train_whole(denoiser: Denoiser) -> None:
+    """Make all of the U-Net trainable, in float32, beside a frozen copy of it.
+
+    The copy stays whatever the objective: held-out preference accuracy is measured against the base model.
+    """
+    denoiser.requires_grad_(False)
+    denoiser.reference = copy.deepcopy(denoiser.unet)
+    denoiser.unet.requires_grad_(True).float()
 
 
 def _inject(module: nn.Module, settings: dict, name: str, state: dict[str, Tensor] | None) -> None:
@@ -210,6 +231,13 @@ def export(folder: str | Path, state: dict[str, dict[str, Tensor]], settings: di
             target / "adapter_model.safetensors",
             metadata={"format": "pt"},
         )
+
+
+def export_unet(folder: str | Path, unet: UNet2DConditionModel, values: dict[str, Tensor]) -> None:
+    """Write a U-Net for `UNet2DConditionModel.from_pretrained`. `values`: its whole parameters by name in the Denoiser."""
+    unet.save_config(folder)
+    state = {name.removeprefix("unet."): value.detach().float().cpu().contiguous() for name, value in values.items()}
+    save_file(state, Path(folder) / UNET_FILE, metadata={"format": "pt"})
 
 
 def read_adapter(folder: str | Path) -> tuple[dict[str, dict], dict[str, dict[str, Tensor]]]:

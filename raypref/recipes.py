@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from raypref import dreambench
 from raypref.config import RunConfig, build
+from raypref.overlays import merge
 
 EASY = {
     "winner": {"kind": "generated"},
@@ -321,6 +322,20 @@ def dreambooth_sd15() -> dict:
     )
 
 
+_WHOLE = {"lora": None, "batch_size": 1, "optim": {"lr": 5e-6}}  # batch size, learning rate (paper: RPO's)
+
+
+def rpo_full_sd15() -> dict:
+    """RPO for Stable Diffusion 1.5 as in the paper: all of the U-Net is trained (needs data.subject)."""
+    stage = {**_WHOLE, "validation": {"lambdas": [0.3, 0.5, 0.7]}}  # of the paper's table; each keeps 3.4 GB
+    return merge(rpo_sd15(), {"stages": {"rpo": stage}, "training": {"micro_batch": 1}})
+
+
+def dreambooth_full_sd15() -> dict:
+    """DreamBooth with prior preservation for Stable Diffusion 1.5: all of the U-Net is trained (needs data.subject)."""
+    return merge(dreambooth_sd15(), {"stages": {"dreambooth": _WHOLE}, "training": {"micro_batch": 1}})
+
+
 def dreambench_sd15() -> dict:
     """Nothing is trained: Stable Diffusion 1.5, or model.base=FOLDER, as it is, for jobs/evaluate.py (needs data.subject)."""
     return _subject_sd15({})
@@ -338,6 +353,8 @@ RECIPES: dict[str, Callable[[], dict]] = {
         sft_sd15,
         rpo_sd15,
         dreambooth_sd15,
+        rpo_full_sd15,
+        dreambooth_full_sd15,
         dreambench_sd15,
     )
 }

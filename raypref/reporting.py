@@ -37,8 +37,10 @@ def summarize(config: RunConfig, tasks: list[Task], run: Store, pools: Store, ti
         "wall_s": round(max(worked, wall_s), 1),
         "stages": stages,
         "real": _real(tasks, run),
-        "loras": {t.model: f"{t.path}/lora" for t in tasks if t.kind == "train"},
+        "loras": _outputs(config, tasks, "lora"),
     }
+    if unets := _outputs(config, tasks, "unet"):
+        summary["unets"] = unets
     chosen = {
         t.model: run.read_json(f"{t.path}/chosen.json")
         for t in tasks
@@ -55,6 +57,12 @@ def summarize(config: RunConfig, tasks: list[Task], run: Store, pools: Store, ti
     run.write("report.html", render(data).encode())
     run.write_json("summary.json", summary)  # last: it says that the others are there
     return summary
+
+
+def _outputs(config: RunConfig, tasks: list[Task], kind: str) -> dict[str, str]:
+    """Paths of what the stages have made of one kind (Stage.output), by stage."""
+    trained = [task for task in tasks if task.kind == "train" and config.stages[task.model].output == kind]
+    return {task.model: f"{task.path}/{kind}" for task in trained}
 
 
 def contact_sheet(columns: list[dict]) -> bytes:

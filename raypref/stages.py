@@ -149,7 +149,7 @@ class Optim(Strict):
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of an average of the adapter, exported instead")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of an average of what is trained, exported instead")
 
 
 class Stage(Strict):
@@ -160,10 +160,15 @@ class Stage(Strict):
     pairs: Rule = PairRule()
     objective: Objective = DPO()
     module: Literal["unet", "text_encoder"] = "unet"
-    lora: Lora = Lora()
+    lora: Lora | None = Field(None, description="none: all weights of the U-Net are trained, from those of the base")
     optim: Optim = Optim()
     steps: int = Field(ge=1, description="optimizer steps")
     batch_size: int = Field(ge=1, description="pairs an optimizer step, over all workers")
     flip: bool = Field(False, description="horizontal flips, winner and loser together")
     start: str = Field("previous", description="previous, base, or an earlier stage: start and reference model")
     validation: Validation | None = None
+
+    @property
+    def output(self) -> Literal["lora", "unet"]:
+        """What the stage leaves, and the name of the folder that it is in."""
+        return "lora" if self.lora else "unet"

@@ -23,7 +23,18 @@ from raypref import checkpoints, losses, noising
 from raypref.artifacts import Store
 from raypref.batches import Batch, Pairs, micro_batches
 from raypref.journal import MetricsLog
-from raypref.models import POLICY, REFERENCE, Denoiser, adapter_state, add_adapters, export, load_pipeline, token_ids
+from raypref.models import (
+    POLICY,
+    REFERENCE,
+    Denoiser,
+    adapter_state,
+    add_adapters,
+    export,
+    export_unet,
+    load_pipeline,
+    token_ids,
+    train_whole,
+)
 from raypref.monitoring import HeldOut
 from raypref.seeds import seed_of
 from raypref.stages import Optim, Stage, Statistics
@@ -31,6 +42,7 @@ from raypref.validation import Looks
 from raypref.workers import Context, Engine, Job
 
 MakeEngine = Callable[[Denoiser, Job, int, Context], Engine]
+Write = Callable[[str, dict[str, Tensor]], None]  # whole parameters by name, as users get them, into a folder
 
 
 @dataclass
@@ -49,21 +61,14 @@ class _Loop:
 
 
 def train_stage(job: Job, context: Context, make_engine: MakeEngine) -> None:
-    """Train a stage from its newest complete checkpoint to its last step and export the adapter.
+    """Train a stage from its newest complete checkpoint to its last step and export what it trained.
 
     Raises FloatingPointError on a loss that is not finite, naming step and pairs.
     """
     stage, training, store = job.row, job.config.training, Store(job.run)
     pipeline = load_pipeline(job.config.model, context.device, dtype=torch.float32)
     denoiser = Denoiser(pipeline)
-    with tempfile.TemporaryDirectory() as folder:
-        start = None
-        if job.start:
-            store.pull(f"{job.start}/lora", folder)
-            start = folder
-        settings = add_adapters(denoiser, stage.module, stage.lora, start, seed_of(job.config.seed, job.stage, "lora"))
-    # now, since ZeRO-3 shards it and bfloat16 rounds it: what this stage's LoRA holds and does not train
-    kept = adapter_state(denoiser, {name: settings[name] for name in settings if name != stage.module})
+    write = _make_trainable(job, denoiser, store)
     if training.gradient_checkpointing:
         denoiser.unet.enable_gradient_checkpointing()
     denoiser.train()
@@ -77,7 +82,7 @@ def train_stage(job: Job, context: Context, make_engine: MakeEngine) -> None:
     held_out = HeldOut(job, denoiser, pipeline, context)
     log = MetricsLog(job, context, loop.step)
     looks = Looks(job, denoiser, pipeline, context, loop.step) if stage.validation else None
-    export_to = partial(_export, job, loop, engine, denoiser, settings, kept, store, context)
+    export_to = partial(_export, loop, engine, write, store, context)
     while loop.step < stage.steps and not (looks and looks.stopped):
         _optimizer_step(job, loop, engine, denoiser, pipeline, pairs, context)
         looked = {}
@@ -101,13 +106,33 @@ def train_stage(job: Job, context: Context, make_engine: MakeEngine) -> None:
         if save or validate:
             loop.clock = time.perf_counter()  # what came between steps is no training time
     if looks is None:
-        export_to(f"{job.path}/lora")
+        export_to(f"{job.path}/{stage.output}")
     elif context.rank == 0:
         store.write_json(f"{job.path}/chosen.json", looks.verdict(loop.step))
         with tempfile.TemporaryDirectory() as folder:
             store.pull(looks.choose(), folder)
-            store.push(folder, f"{job.path}/lora")
+            store.push(folder, f"{job.path}/{stage.output}")
     log.close()
+
+
+def _make_trainable(job: Job, denoiser: Denoiser, store: Store) -> Write:
+    """Put the stage's policy and reference into the denoiser; what writes the trained weights."""
+    stage = job.row
+    if stage.lora is None:
+        train_whole(denoiser)
+        return lambda folder, values: export_unet(folder, denoiser.unet, values)
+    with tempfile.TemporaryDirectory() as folder:
+        start = None
+        if job.start:
+            store.pull(f"{job.start}/lora", folder)
+            start = folder
+        settings = add_adapters(denoiser, stage.module, stage.lora, start, seed_of(job.config.seed, job.stage, "lora"))
+    # now, since ZeRO-3 shards it and bfloat16 rounds it: what this stage's LoRA holds and does not train
+    kept = adapter_state(denoiser, {name: settings[name] for name in settings if name != stage.module})
+    trained = {stage.module: settings[stage.module]}
+    return lambda folder, values: export(
+        folder, adapter_state(denoiser, trained, values) | kept, settings, job.config.model.base
+    )
 
 
 def _optimizer_step(
@@ -214,24 +239,13 @@ def _metrics(loop: _Loop, stage: Stage, context: Context) -> dict[str, float]:
     return row
 
 
-def _export(
-    job: Job,
-    loop: _Loop,
-    engine: Engine,
-    denoiser: Denoiser,
-    settings: dict,
-    kept: dict,
-    store: Store,
-    context: Context,
-    target: str,
-) -> None:
-    """Write the stage's LoRA (the average of its weights, where one is kept); every rank calls, rank 0 writes."""
+def _export(loop: _Loop, engine: Engine, write: Write, store: Store, context: Context, target: str) -> None:
+    """Write what the stage trained (the average of its weights, where one is kept); every rank calls, rank 0 writes."""
     values = engine.whole()
     if loop.average is not None:
         values = {name: loop.average[name] for name in values}
     if context.rank == 0:
         with tempfile.TemporaryDirectory() as folder:
-            trained = {job.row.module: settings[job.row.module]}
-            export(folder, adapter_state(denoiser, trained, values) | kept, settings, job.config.model.base)
+            write(folder, values)
             store.push(folder, target)
     context.barrier()

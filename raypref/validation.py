@@ -63,7 +63,7 @@ class Looks:
         return step % self.settings.every == 0 or step == self.job.row.steps
 
     def look(self, step: int, export: Callable[[str], None]) -> dict[str, float]:
-        """Draw, reward and remember; metrics of the look. Every rank calls; `export` writes the LoRA to a path."""
+        """Draw, reward and remember; metrics of the look. Every rank calls; `export` writes the weights to a path."""
         mine = self._measure(step)
         name = f"{self.folder}/step_{step:06d}"
         self.store.write_json(f"{name}/rank_{self.context.rank:03d}.json", mine)
@@ -72,7 +72,7 @@ class Looks:
         # the last ranks may have drawn a few images twice, so that all made as many forward passes
         row = {key: [x for part in parts for x in part[key]][: len(self.items)] for key in mine}
         self.history.append({"step": step} | row)
-        export(f"{name}/lora")
+        export(f"{name}/{self.job.row.output}")
         if self.context.rank == 0:
             self.store.write_json(f"{name}/look.json", self.history[-1])
             self._prune()
@@ -101,8 +101,8 @@ class Looks:
         return found | {"lambdas": by_lambda(self.history, self.settings.lambdas)}
 
     def choose(self) -> str:
-        """Path of the LoRA that is best for `select`."""
-        return f"{self.folder}/step_{self.verdict(0)['step']:06d}/lora"
+        """Path of the LoRA (or U-Net) that is best for `select`."""
+        return f"{self.folder}/step_{self.verdict(0)['step']:06d}/{self.job.row.output}"
 
     def _measure(self, step: int) -> dict[str, list[float]]:
         """This rank's images: s_img, s_txt and what is watched, raw."""
@@ -149,9 +149,9 @@ class Looks:
         return torch.cat(parts).float().cpu().numpy()
 
     def _prune(self) -> None:
-        """Delete the LoRAs that are best for no lambda."""
+        """Delete the weights that are best for no lambda."""
         kept = {rewards.best(reward_curve(self.history, lam)) for lam in (self.settings.select, *self.settings.lambdas)}
         for i, look in enumerate(self.history):
-            path = f"{self.folder}/step_{look['step']:06d}/lora"
+            path = f"{self.folder}/step_{look['step']:06d}/{self.job.row.output}"
             if i not in kept and self.store.exists(path):
                 self.store.delete(path)

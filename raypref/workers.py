@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -92,16 +93,21 @@ class TorchEngine:
 
     def __init__(self, denoiser: Denoiser, job: Job, accumulation: int, context: Context):
         self.denoiser = denoiser.to(context.device)
-        if job.config.training.precision == "bfloat16":
-            for parameter in self.denoiser.parameters():
-                if not parameter.requires_grad:  # the adapter stays in float32, as ZeRO's master weights do
-                    parameter.data = parameter.data.bfloat16()
+        half = job.config.training.precision == "bfloat16"
+        whole = half and job.row.output == "unet"
+        for parameter in self.denoiser.parameters() if half else ():
+            if not parameter.requires_grad:  # what is trained stays in float32, as ZeRO's master weights do
+                parameter.data = parameter.data.bfloat16()
+            elif whole:  # but begins where its reference is, and computes as that does
+                parameter.data = parameter.data.bfloat16().float()
+        self.autocast = partial(torch.autocast, torch.device(context.device).type, torch.bfloat16, whole)
         self.accumulation, self.max_grad_norm = accumulation, job.row.optim.max_grad_norm
         self.parameters = trainable(denoiser)
         self.optimizer = adamw(denoiser, job.row)
 
     def __call__(self, z_t: Tensor, t: Tensor, ids: Tensor, which: str) -> Tensor:
-        return self.denoiser(z_t, t, ids, which)
+        with self.autocast():
+            return self.denoiser(z_t, t, ids, which)
 
     def backward(self, loss: Tensor) -> None:
         (loss / self.accumulation).backward()

@@ -30,8 +30,9 @@ def _index(task, store, config):
 
 
 def _pool(task, store, config):
-    lora = store.local / task.parents[1] / "lora" if task.model != "base" else None
-    pipeline = models.load_pipeline(config.model, "cpu", lora)
+    path = store.local / task.spec["weights"] if "weights" in task.spec else None
+    weights = {path.name: path} if path else {}
+    pipeline = models.load_pipeline(config.model, "cpu", **weights)
 
     def make(number):
         index = store.read_table(f"{task.parents[0]}/{shard_name(number)}.parquet").to_pylist()

@@ -131,12 +131,13 @@ class Painter:
         torch.set_num_threads(part.threads)
         self.make = pool_shard
         self.work, self.store = work, Store(work.store)
-        model = next(iter(work.pools.values())).model
-        lora = next((t.parents[1] for t in work.pools.values() if model != "base"), None)
+        weights = next(iter(work.pools.values())).spec.get("weights")
         with tempfile.TemporaryDirectory() as folder:
-            if lora:
-                Store(work.run).pull(f"{lora}/lora", folder)
-            self.pipeline = load_pipeline(work.config.model, part.device, Path(folder) if lora else None)
+            trained = {}
+            if weights:
+                Store(work.run).pull(weights, folder)
+                trained = {weights.rpartition("/")[2]: Path(folder)}
+            self.pipeline = load_pipeline(work.config.model, part.device, **trained)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([self._shard(row) for row in batch.to_pylist()], SUMMARY)

@@ -33,7 +33,10 @@ def train_job(description: str, recipe: str) -> None:
     print("\n" + table(summary["stages"]))
     for stage, words in choices(summary).items():
         print(f"{stage}: {words}")
-    print(f"report: {run.join('report.html')}\nLoRA: {run.join(list(summary['loras'].values())[-1])}")
+    print(f"report: {run.join('report.html')}")
+    for name, key in (("LoRA", "loras"), ("U-Net", "unets")):
+        for path in list(summary.get(key, {}).values())[-1:]:
+            print(f"{name}: {run.join(path)}")
 
 
 def stores(arguments: Namespace) -> tuple[Store, Store | None]:

@@ -6,13 +6,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from raypref import losses, rewards
+from raypref import losses, reporting, rewards
 from raypref.artifacts import Store
 from raypref.batches import drawn_label
 from raypref.looks import read_looks, reward_curve
-from raypref.models import read_adapter
+from raypref.models import UNET_FILE, read_adapter
 from raypref.recipes import configure
+from raypref.remote import images
+from raypref.remote.cluster import Share
 from raypref.workers import TorchEngine
 from tests import serial
 
@@ -116,6 +119,30 @@ def test_metrics_of_the_subject(whole):
     for name in ("evaluate 0-base", "evaluate 1-rpo"):
         metrics = json.loads((folder / tasks[name].path / "manifest.json").read_text())["statistics"]["metrics"]
         assert -1 <= metrics["clip_i"] <= 1 and -1 <= metrics["likeness"] <= 1
+
+
+def test_the_whole_unet_is_validated_exported_and_drawn_with(tiny, tmp_path):
+    tasks = serial.run(config(tiny, "stages.rpo.lora=null", "stages.rpo.optim.lr=1e-3"), tmp_path)
+    path, store = tmp_path / train_path(tasks), Store(str(tmp_path))
+    looks = read_looks(store, train_path(tasks))
+    best = {looks[rewards.best(reward_curve(looks, lam / 10))]["step"] for lam in range(1, 10)}
+    assert {int(p.parent.name[5:]) for p in (path / "validation").glob("*/unet")} == best
+    assert not list(path.rglob("lora"))
+    chosen = store.read_json(f"{train_path(tasks)}/chosen.json")["step"]
+    exported, kept, base = (
+        load_file(folder / UNET_FILE)
+        for folder in (path / "unet", path / f"validation/step_{chosen:06d}/unet", tiny / "unet")
+    )
+    assert all(torch.equal(exported[name], kept[name]) and not torch.equal(kept[name], base[name]) for name in base)
+    row = json.loads(store.read(f"{train_path(tasks)}/metrics.jsonl").splitlines()[0])
+    assert row["loss"] == pytest.approx(math.log(2) + row["error/winner"], abs=1e-5)
+    # what draws its evaluation images has these weights, and the summary says where they are
+    pools = {task.path: task for task in tasks.values() if task.kind == "pool" and task.model == "rpo"}
+    work = images._Work(config(tiny, "stages.rpo.lora=null"), store.uri, store.uri, pools, [])
+    drawing = images.Painter(work, Share(actors=1, cpus=1, gpus=0)).pipeline.unet.state_dict()
+    assert all(torch.equal(drawing[name], exported[name]) for name in exported)
+    outputs = [reporting._outputs(work.config, list(tasks.values()), kind) for kind in ("lora", "unet")]
+    assert outputs == [{}, {"rpo": f"{train_path(tasks)}/unet"}]
 
 
 def test_label_frequencies():

@@ -10,10 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 
 from raypref import checkpoints
 from raypref.artifacts import Store
-from raypref.models import read_adapter
+from raypref.models import UNET_FILE, read_adapter
 from tests.conftest import make_config, make_job, read_rows, train
 
 LR = 5e-3
@@ -21,6 +22,7 @@ WIDE = "stages={easy: {lora: LORA}, hard: {lora: LORA}}".replace("LORA", "{rank:
 SHORT = ("stages.easy.steps=4", "training.checkpoint_every=2", "training.validate_every=4", "training.validate_pairs=4")
 TEXT = ("stages.text_encoder.steps=2", "stages.text_encoder.optim.warmup=0", "training.validate_pairs=2")
 EMA = (*SHORT, "stages.easy.optim.ema=0.5")
+WHOLE = (*SHORT, "stages.easy.lora=null", "stages.hard.start=base", "stages.text_encoder.start=base")
 TWO = ("training.workers=2", "training.micro_batch=4")
 SCENARIOS = {
     "zero0": ("easy", *SHORT, *TWO, "training.zero_stage=0"),
@@ -30,6 +32,9 @@ SCENARIOS = {
     "zero3": ("easy", *EMA, *TWO, "training.zero_stage=3"),
     "stopped3": ("easy", *EMA, *TWO, "training.zero_stage=3"),
     "bfloat16": ("easy", *EMA, *TWO, "training.zero_stage=2", "training.precision=bfloat16"),
+    "whole2": ("easy", *WHOLE, *TWO, "training.zero_stage=2"),
+    "stopped_whole2": ("easy", *WHOLE, *TWO, "training.zero_stage=2"),
+    "whole3": ("easy", *WHOLE, *TWO, "training.zero_stage=3"),
     # the adapter is larger than what DeepSpeed never shards
     "text3": ("text_encoder", *TEXT, *TWO, "training.zero_stage=3", WIDE),
 }
@@ -88,7 +93,8 @@ def work(rank: int, run, pipeline) -> None:
 def run(tmp_path_factory, tiny):
     """A run directory with the plain runs and all scenarios."""
     run = tmp_path_factory.mktemp("run")
-    for name, settings in (("plain", SHORT), ("plain_ema", EMA), ("wide", (WIDE, "stages.easy.steps=3"))):
+    wide = (WIDE, "stages.easy.steps=3")
+    for name, settings in (("plain", SHORT), ("plain_ema", EMA), ("plain_whole", WHOLE), ("wide", wide)):
         train(make_job(run, make_config(tiny, *settings), path=f"train/{name}"))
     train(make_job(run, make_config(tiny, *TEXT, WIDE), "text_encoder", "train/wide", "train/plain_text"))
     mp.spawn(work, (run, tiny), nprocs=2)
@@ -116,6 +122,22 @@ def test_zero_on_two_workers_equals_plain_torch_on_one(run, tiny, stage):
                 assert mine[name] == pytest.approx(theirs[name], abs=5e-5), (name, mine["step"])
         assert mine["lr"] == theirs["lr"]
         assert "loss" in mine and ("validation/accuracy" in mine) == ("validation/accuracy" in theirs)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_trains_the_whole_unet_as_plain_torch_does(run, tiny, stage):
+    expected, found = (load_file(run / "train" / n / "unet" / UNET_FILE) for n in ("plain_whole", f"whole{stage}"))
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=2e-3 * LR, rtol=0)
+    for mine, theirs in zip(rows(run, f"whole{stage}", tiny), rows(run, "plain_whole", tiny), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=5e-5)
+        assert mine.get("validation/accuracy") == theirs.get("validation/accuracy")
+
+
+def test_resumed_zero_run_of_the_whole_unet_equals_an_uninterrupted_one(run):
+    expected, found = (load_file(run / "train" / n / "unet" / UNET_FILE) for n in ("whole2", "stopped_whole2"))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("stage", [2, 3])

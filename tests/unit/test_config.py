@@ -139,6 +139,19 @@ def test_all_problems_come_in_one_message():
             "make it a multiple of 16",
         ),
         (["stages.hard.loser=null"], "stages.hard.loser: is required; only the objective sft trains on winners alone"),
+        (
+            ["stages.hard.lora=null"],
+            "stages.hard.start: 'previous' (normal) is not base, where a stage without lora starts; set start=base",
+        ),
+        (
+            ["stages.easy.lora=null"],
+            "stages.normal.start: 'previous' (easy) trains all of the U-Net (it has no lora), which no stage goes on from; set "
+            "start=base or an earlier stage with a lora",
+        ),
+        (
+            ["stages.text_encoder.lora=null", "stages.text_encoder.start=base"],
+            "stages.text_encoder.lora: none trains all of the U-Net, but module is text_encoder; give a lora, or module=unet",
+        ),
         (["resources.train.actors=2"], "resources.train.actors: the number of training workers is training.workers"),
         (
             ["stages.hard.lora.rank=4"],
@@ -182,6 +195,8 @@ def with_stage(name: str) -> dict:
         ["stages.hard.lora.rank=4", "stages.hard.start=base"],  # nothing that it continues
         ["stages.hard.lora.rank=4", "stages.hard.module=text_encoder", "stages.text_encoder=null"],
         ["stages.hard.start=easy"],
+        ["stages.easy.lora=null", "stages.normal.start=base"],  # nothing goes on from easy
+        ["stages.hard.lora=null", "stages.hard.start=base", "stages.text_encoder.start=normal"],
         ["stages.hard.winner.kind=reconstructed"],
         ["data.prompts=null", "data.eval_prompts=null"],  # captions of the real images
         ["stages.easy.batch_size=48", "training.workers=1"],
@@ -241,6 +256,21 @@ def test_stages_can_be_removed_and_added():
     assert list(config.stages) == ["easy", "hard", "text_encoder"]
     assert config.stages["easy"].objective.statistics is None
     assert start_of(config, "hard") == "easy"
+
+
+@pytest.mark.parametrize("change", [{"lora": None}, {"lora": {"rank": 2}}])
+def test_null_is_no_lora(change):
+    """Over a recipe's LoRA, where null takes a mapping away, and over a stage that has none."""
+    for base in ("rpo_mini", configure("rpo_mini", None, ["stages.rpo.lora=null"]).model_dump(mode="json")):
+        stage = configure(base, [{"stages": {"rpo": change}}]).stages["rpo"]
+        assert (stage.lora and stage.lora.rank, stage.output) == ((2, "lora") if change["lora"] else (None, "unet"))
+
+
+@pytest.mark.parametrize("start", ["easy", "foo"])
+def test_a_wrong_start_of_a_stage_without_lora_is_one_problem(start):
+    changes = ["stages.easy.lora=null", "stages.normal.lora=null", f"stages.normal.start={start}"]
+    (line,) = problems(*changes, "stages.hard=null", "stages.text_encoder=null")
+    assert line.startswith(f"stages.normal.start: '{start}' is not base")
 
 
 def test_another_kind_drops_the_fields_of_the_old_one():

@@ -37,7 +37,7 @@ def test_recipe_without_its_data_says_which_is_missing(name):
         configure(name)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("sd15") and name != "rpo_sd15"])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("sd15") and "rpo" not in name])
 def test_recipe_runs_on_captions_of_real_images_alone(name):
     assert plan(configure(name, None, ["data.real={kind: folder, path: photos}"]))
 
@@ -75,6 +75,16 @@ def test_hgdpo_is_the_papers():
         "worst",
     )
     assert config.scorers[stages["easy"].pairs.scorer].kind == "pickscore"
+
+
+def test_full_recipes_train_the_whole_unet_as_the_paper_does():
+    """METHODS.md: RPO of the full U-Net at a learning rate of 5e-6, one pair a step, the best of 400 by looks at every 40th."""
+    stage = configured("rpo_full_sd15").stages["rpo"]
+    assert (stage.lora, stage.module, stage.optim.lr, stage.batch_size, stage.steps) == (None, "unet", 5e-6, 1, 400)
+    assert stage.validation.every == 40 and stage.validation.watch
+    baseline = configured("dreambooth_full_sd15").stages["dreambooth"]
+    assert (baseline.lora, baseline.optim, baseline.batch_size) == (None, stage.optim, 1)
+    assert configured("rpo_sd15").stages["rpo"].lora
 
 
 def test_unknown_recipe_is_refused_with_what_there_is():
