@@ -23,7 +23,7 @@ SPACE = {
         "stages.rpo.optim.lr": [0.02, 1e30],  # of which one gives a loss that is no number
     }
 }
-TRIALS = 3
+TRIALS = 2
 
 
 @pytest.fixture(scope="module")
