@@ -6,6 +6,7 @@ Tune starts, compares, stops and retries trials; what they came to is read from 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import Any
@@ -50,6 +51,10 @@ def run_sweep(sweep: Sweep, trials: int, search: str, halt: bool, run: Store, po
     """
     started = time.monotonic()
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose boxes and paths appear whatever the verbosity
+    if not os.environ.get("RAYPREF_DEBUG"):
+        logging.getLogger("ray.tune").setLevel(
+            logging.CRITICAL
+        )  # traces of failed trials, whose messages are in the table
     cluster.connect()
     drawn = draw(sweep, trials) if search == "random" else {}
     for parameters in drawn.values() or ({},):
@@ -57,8 +62,9 @@ def run_sweep(sweep: Sweep, trials: int, search: str, halt: bool, run: Store, po
         shared = [task for task in plan(config) if task.shared and task.model in (None, "base")]
         pipeline.work(config, shared, run, pools)
     with Progress("trials", trials, "trials") as progress:
-        _Count.progress = progress
-        progress.add(sum(run.exists(f"trials/{name}/summary.json") for name in run.names("trials")))
+        ended = {name for name in run.names("trials") if run.exists(f"trials/{name}/summary.json")}
+        _Count.progress, _Count.ended = progress, ended
+        progress.add(len(ended))
         grid = _tuner(sweep, drawn, trials, halt, run, pools).fit()
     rows = sorted((_row(sweep, drawn, result, run) for result in grid), key=lambda row: row["trial"])
     return summarize(sweep, rows, run, time.monotonic() - started)
@@ -123,15 +129,21 @@ def _optuna(sweep: Sweep):
 
 
 class _Count(tune.Callback):
-    """Tells how many trials have ended. Tune saves and restores callbacks, so the progress is the class's."""
+    """Tells how many trials have ended. Tune saves and restores callbacks, so what they count with is the class's."""
 
     progress: Progress
+    ended: set[str]  # a trial that Tune restores may end once more
 
     def on_trial_complete(self, iteration, trials, trial, **_):
-        self.progress.add(1)
+        self._count(trial, "")
 
     def on_trial_error(self, iteration, trials, trial, **_):
-        self.progress.add(1, "failed")
+        self._count(trial, "failed")
+
+    def _count(self, trial, note: str) -> None:
+        name = trial.config.get("trial", trial.trial_id)
+        self.progress.add(name not in self.ended, note)
+        self.ended.add(name)
 
 
 def _trial(point: dict, sweep: Sweep, drawn: dict, run: Store, pools: Store) -> None:
