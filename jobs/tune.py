@@ -7,10 +7,11 @@ python jobs/tune.py --recipe hgdpo_sd15 --config mine.yaml --space space.yaml --
 import argparse
 import sys
 import warnings
+from importlib.util import find_spec
 
 from raypref import cli
 from raypref.artifacts import Store, differences
-from raypref.sweep import Sweep, load
+from raypref.sweep import Sweep, check, load
 
 RECORD = "sweep.json"  # what a sweep is: it goes on only as the same
 
@@ -39,21 +40,25 @@ def main() -> None:
     sweep = load(arguments.space, *cli.read_overlays(arguments), arguments.assignments)
     run = Store(cli.location(arguments.run_dir))
     pools = Store(cli.location(arguments.pools)) if arguments.pools else run
-    record = {key: getattr(arguments, key) for key in ("recipe", "trials", "search", "scheduler")} | {
+    if arguments.search == "optuna" and not find_spec("optuna"):
+        raise ValueError("--search optuna needs the package optuna: pip install 'raypref[optuna]'")
+    from raypref.remote.sweep import draw, run_sweep
+
+    drawn = draw(sweep, arguments.trials) if arguments.search == "random" else {}
+    check(sweep, drawn)
+    record = {key: getattr(arguments, key) for key in ("trials", "search", "scheduler")} | {
+        "recipe": sweep.recipe,
         "overlays": sweep.overlays,
         "assignments": sweep.assignments,
         "space": {path: [kind, values] for path, (kind, values) in sweep.space.items()},
         "objective": sweep.objective,
     }
-    known = claim(run, record, arguments.resume)
+    known = claim(run, record, arguments.resume or arguments.dry_run)
     if arguments.dry_run:
-        return show(sweep, arguments)
+        return show(sweep, drawn, arguments)
     if not known:
         run.write_json(RECORD, record)
-    from raypref.remote.sweep import run_sweep
-
-    halt = arguments.scheduler == "asha"
-    results = run_sweep(sweep, arguments.trials, arguments.search, halt, run, pools)
+    results = run_sweep(sweep, drawn, arguments.trials, arguments.scheduler == "asha", run, pools)
     print("\n" + summary(sweep, results))
     print(f"table: {run.join('results.csv')}\npage: {run.join('sweep.html')}")
     if not results["best"]:
@@ -63,7 +68,10 @@ def main() -> None:
 
 def claim(run: Store, record: dict, resume: bool) -> bool:
     """Whether the folder holds this sweep already. Raises ValueError when it holds something else, or --resume is missing."""
-    names = run.names()
+    try:
+        names = run.names()
+    except OSError as error:
+        raise ValueError(f"--run-dir {run.uri} cannot be read as a folder ({error}); choose another") from None
     if RECORD not in names:
         if others := [name for name in names if not name.endswith(".log")]:
             raise ValueError(
@@ -80,13 +88,11 @@ def claim(run: Store, record: dict, resume: bool) -> bool:
     return True
 
 
-def show(sweep: Sweep, arguments: argparse.Namespace) -> None:
+def show(sweep: Sweep, drawn: dict, arguments: argparse.Namespace) -> None:
     print("objective: " + ", ".join(f"{metric} ({mode})" for metric, mode in sweep.objective.items()))
     if arguments.search != "random":
         return print(f"{arguments.trials} trials, proposed by {arguments.search} as the sweep goes")
-    from raypref.remote.sweep import draw
-
-    for name, parameters in draw(sweep, arguments.trials).items():
+    for name, parameters in drawn.items():
         print(f"trial {name}: " + ", ".join(f"{path}={value}" for path, value in parameters.items()))
 
 
@@ -100,9 +106,10 @@ def summary(sweep: Sweep, results: dict) -> str:
         values = ", ".join(f"{metric} {value:.4g}" for metric, value in best["values"].items())
         chosen = "" if best["lambda_val"] is None else f" at lambda_val {best['lambda_val']:g} (step {best['step']})"
         lines.append(f"best: trial {best['trial']}{chosen}: {values}. {results['rule']}")
+        lines.append(f"its weights: {best['weights']}")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
-    sys.exit(cli.guarded(main))
+    sys.exit(cli.guarded(main, "the same command with --resume"))

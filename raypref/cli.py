@@ -36,7 +36,7 @@ def parser(description: str, default_recipe: str | None) -> argparse.ArgumentPar
         "--pools", help="folder or URI of pools and scores shared by several runs; default: the run's own"
     )
     options.add_argument(
-        "--dry-run", action="store_true", help="print every task, what exists, how much is to do; run nothing"
+        "--dry-run", action="store_true", help="print what there is to do (tasks, or trials), and run nothing"
     )
     options.add_argument("--list-recipes", action="store_true", help="print the recipes, one a line")
     return options
@@ -124,13 +124,16 @@ def location(uri: str) -> str:
     return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
-def guarded(work: Callable[[], None]) -> int:
-    """Run a job; the exit status. What a user can mend is one message; RAYPREF_DEBUG=1 shows the traceback."""
+def guarded(work: Callable[[], None], again: str = "the same command") -> int:
+    """Run a job; the exit status. What a user can mend is one message; RAYPREF_DEBUG=1 shows the traceback.
+
+    `again`: what goes on after an interruption.
+    """
     try:
         work()
         return 0
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        print(f"\ninterrupted; {again} goes on from here", file=sys.stderr)
         return 130
     except Exception as error:
         if os.environ.get("RAYPREF_DEBUG"):

@@ -95,11 +95,12 @@ class Resource(Strict):
     gpus: float | None = Field(None, ge=0, description="GPUs an actor or worker; none: decided by what there is")
     actors: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
 
-    @field_validator("actors")
+    @field_validator("actors", mode="before")
     @classmethod
     def _ordered(cls, actors):
-        if isinstance(actors, tuple) and actors[0] > actors[1]:
-            raise ValueError(f"{list(actors)} must be [least, most]")
+        ends = actors if isinstance(actors, list | tuple) and len(actors) == 2 else (actors, actors)
+        if actors is not None and not (all(type(end) is int for end in ends) and 1 <= ends[0] <= ends[1]):
+            raise ValueError(f"{actors!r} must be a number of 1 or more, or [least, most]")
         return actors
 
 
@@ -238,6 +239,8 @@ def _validation_problems(config: RunConfig, where: str, stage: Stage):
     if name not in config.scorers:
         hint = closest(name, config.scorers)
         yield f"{where}.validation.features: {name!r} is not in scorers ({names(config.scorers)}); {hint}"
+    for name in {"step", "s_img", "s_txt", "reward"}.intersection(stage.validation.watch):
+        yield f"{where}.validation.watch: {name!r} is what the validation itself stores; call the scorer something else"
     for name in stage.validation.watch:
         if name not in (known := [*config.evaluation.scorers, *config.evaluation.likeness]):
             yield f"{where}.validation.watch: {name!r} is not in evaluation.scorers or .likeness ({names(known)})"

@@ -6,13 +6,12 @@ with every reference photo, CLIP-T that with its prompt; all are averaged over r
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from raypref.artifacts import Store, read_manifest
 from raypref.config import Evaluation, RunConfig
 from raypref.curriculum import Task, needed, plan
+from raypref.overlays import leaves
 
 SUBJECTS, PROMPTS = 30, 25
 METRICS = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T"}  # higher is better, 1 at most
@@ -47,19 +46,12 @@ def laid_over(tree: dict) -> dict:
 
 def check_changes(changes: list[dict]) -> None:
     """Raises ValueError for a change of what a finished run was trained with."""
-    for path in (path for change in changes for path in _paths(change)):
+    for path in (path for change in changes for path in leaves(change)):
         if not any(f"{path}.".startswith(f"{allowed}.") for allowed in CHANGES):
             raise ValueError(
                 f"--set or --config {path}: an evaluation takes over what the run was trained with; it can change "
                 f"{', '.join(CHANGES)}"
             )
-
-
-def _paths(tree: Any, path: str = "") -> list[str]:
-    """The fields that a change names: 'a.b' for {'a': {'b': 1}}."""
-    if not isinstance(tree, dict) or not tree:
-        return [path]
-    return [leaf for key, value in tree.items() for leaf in _paths(value, f"{path}.{key}" if path else str(key))]
 
 
 def tasks(config: RunConfig, own: RunConfig, run: Store, pools: Store) -> list[Task]:

@@ -46,6 +46,13 @@ def merge(base: Any, change: Any) -> Any:
     return merged
 
 
+def leaves(tree: Any, path: str = "") -> list[str]:
+    """The fields that a change names: 'a.b' for {'a': {'b': 1}}."""
+    if not isinstance(tree, dict) or not tree:
+        return [path]
+    return [leaf for key, value in tree.items() for leaf in leaves(value, f"{path}.{key}" if path else str(key))]
+
+
 def assignment(text: str) -> dict:
     """'a.b=1' as {'a': {'b': 1}}; the value is YAML, so lists, null and true are what they look like."""
     path, equals, value = text.partition("=")

@@ -68,7 +68,7 @@ def render(data: dict) -> str:
         "learning": _learning(data["curves"], objective, looks),
         "colors": {"scale": ", ".join(SCALE), "grey": GREY, "front": BLUE, "best": ORANGE},
     }
-    return fill("sweep.html.j2", data | derived, coordinates.shown)
+    return fill("sweep.html.j2", data | derived, coordinates.shown, lambdas)
 
 
 def suffixes(paths: Sequence[str]) -> list[str]:
@@ -268,20 +268,20 @@ def _name(axis: XAxis | YAxis, objective: dict) -> None:
 
 
 def _texts(points: list[dict], with_trial: bool) -> list[str]:
-    """What stands at each candidate; only the best and the front have a text where there are many.
-
-    Several lambda_val may choose the same checkpoint: they stand together at the first of its candidates.
-    """
-    texts, same = [], {}
+    """What stands at each candidate; only the best and the front have a text where there are many."""
+    texts = []
     for point in points:
-        same.setdefault((point["trial"], *point["values"].items()), []).append(point.get("lambda_val"))
-    for point in points:
-        lams = same.pop((point["trial"], *point["values"].items()), None)
-        lam = ", ".join(f"{value:.3g}" for value in lams or [] if value is not None)
+        lam = lambdas(point)
         name = cut(point["trial"], 18) if with_trial and (not lam or len(points) <= FEW) else ""
         matters = point.get("front") or point.get("best") or len(points) <= (SOME if lam else FEW)
-        texts.append(" · ".join(filter(None, (name, lam))) if lams and matters else "")
+        texts.append(" · ".join(filter(None, (name, lam))) if matters else "")
     return texts
+
+
+def lambdas(point: dict) -> str:
+    """Every lambda_val that chooses this candidate's checkpoint."""
+    found = point.get("lambdas") or [point.get("lambda_val")]
+    return ", ".join(f"{value:.3g}" for value in found if value is not None)
 
 
 def _label(ax: Axes, places: np.ndarray, texts: list[str]) -> None:

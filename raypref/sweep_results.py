@@ -15,11 +15,13 @@ import yaml
 from raypref import pareto, sweep_page
 from raypref.artifacts import Store, read_manifest
 from raypref.config import RunConfig
-from raypref.curriculum import plan
+from raypref.curriculum import Task, plan
 from raypref.looks import by_lambda, read_looks
 from raypref.overlays import assignment, merge
 from raypref.report import COLUMNS
 from raypref.sweep import Sweep, assignments, watching
+
+NOTHING = {"finished": False, "seconds": 0, "curve": [], "points": [], "values": {}, "held_out": {}}
 
 
 def outcome(sweep: Sweep, config: RunConfig, run: Store) -> dict:
@@ -49,21 +51,25 @@ def outcome(sweep: Sweep, config: RunConfig, run: Store) -> dict:
 
 
 def _stages(sweep: Sweep, config: RunConfig, run: Store) -> tuple[list[dict], list[dict]]:
-    tasks = [task for task in plan(config) if task.kind == "evaluate" and task.model != "base"]
+    tasks = [task for task in tasks_of(config, "evaluate") if task.model != "base"]
     found = [manifest for task in tasks if (manifest := read_manifest(run, task.path, task.fields))]
     curve = [
         {"rung": rung} | {metric: row["statistics"]["metrics"].get(metric) for metric in sweep.objective}
         for rung, row in enumerate(found, 1)
     ]
-    last = {metric: curve[-1][metric] for metric in sweep.objective} if curve else {}
-    return curve, [{"lambda_val": None, "lambdas": [], "step": None, "values": last}] if curve else []
+    if not curve:
+        return [], []
+    last = {metric: curve[-1][metric] for metric in sweep.objective}
+    train = tasks_of(config, "train")[-1]
+    weights = f"{train.path}/{train.spec['weights']}"
+    return curve, [{"lambda_val": None, "lambdas": [], "step": None, "values": last, "weights": weights}]
 
 
 def _looks(sweep: Sweep, config: RunConfig, stage: str, run: Store) -> tuple[list[dict], list[dict]]:
-    [path] = [task.path for task in plan(config) if task.kind == "train" and task.model == stage]
+    [path] = [task.path for task in tasks_of(config, "train") if task.model == stage]
     looks, settings = read_looks(run, path), config.stages[stage].validation
     curve = [
-        {"rung": rung} | {metric: float(np.mean(look[metric])) for metric in sweep.objective}
+        {"rung": rung} | {metric: _finite(np.mean(look[metric])) for metric in sweep.objective}
         for rung, look in enumerate(looks, 1)
     ]
     chosen: dict[int, list[dict]] = {}
@@ -72,10 +78,21 @@ def _looks(sweep: Sweep, config: RunConfig, stage: str, run: Store) -> tuple[lis
     points = []
     for step, rows in chosen.items():
         lambdas = [row["lambda_val"] for row in rows]
-        values = {metric: rows[0][metric] for metric in sweep.objective}
+        values = {metric: _finite(rows[0][metric]) for metric in sweep.objective}
+        weights = f"{path}/validation/step_{step:06d}/{config.stages[stage].output}"
         # in the middle of those that choose the same checkpoint
-        points.append({"lambda_val": lambdas[len(lambdas) // 2], "lambdas": lambdas, "step": step, "values": values})
+        middle = lambdas[len(lambdas) // 2]
+        points.append({"lambda_val": middle, "lambdas": lambdas, "step": step, "values": values, "weights": weights})
     return curve, points
+
+
+def tasks_of(config: RunConfig, kind: str) -> list[Task]:
+    return [task for task in plan(config) if task.kind == kind]
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return float(value) if np.isfinite(value) else None
 
 
 def summarize(sweep: Sweep, trials: list[dict], run: Store, seconds: float) -> dict:
@@ -90,6 +107,7 @@ def summarize(sweep: Sweep, trials: list[dict], run: Store, seconds: float) -> d
     front, best = pareto.front(table, modes), pareto.knee(table, modes)
     for number, point in enumerate(points):
         point |= {"front": number in front, "best": number == best}
+        point["weights"] = f"trials/{point['trial']}/{point['weights']}"
     results = {
         "command": shlex.join(["python", *sys.argv]),
         "recipe": sweep.recipe if isinstance(sweep.recipe, str) else sweep.recipe["recipe"],
@@ -110,7 +128,11 @@ def summarize(sweep: Sweep, trials: list[dict], run: Store, seconds: float) -> d
 
 
 def best_yaml(sweep: Sweep, results: dict) -> str:
-    """The best trial's parameters, and its lambda_val where there is one, as an overlay for --config."""
+    """The best trial's parameters, and its lambda_val where there is one, as an overlay for --config.
+
+    A run with it stops by the patience of that lambda_val, where the trial stopped by its own, so it may train longer or
+    shorter; the very checkpoint is at `weights`.
+    """
     best = results["best"]
     [trial] = [row for row in results["trials"] if row["trial"] == best["trial"]]
     parameters = dict(trial["parameters"])
@@ -119,7 +141,9 @@ def best_yaml(sweep: Sweep, results: dict) -> str:
         parameters[f"stages.{stage}.validation.select"] = best["lambda_val"]
     tree = reduce(merge, map(assignment, assignments(parameters)), {})
     values = ", ".join(f"{metric} {value:.4g}" for metric, value in best["values"].items())
-    return f"# trial {best['trial']} of: {results['command']}\n# {values}\n{yaml.safe_dump(tree, sort_keys=False)}"
+    command = " ".join(results["command"].split())
+    head = f"# trial {best['trial']} of: {command}\n# {values}; its weights: {best['weights']}\n"
+    return head + yaml.safe_dump(tree, sort_keys=False)
 
 
 def _number(value: float | None) -> float:

@@ -21,7 +21,7 @@ from raypref.curriculum import Task, plan
 from raypref.progress import Progress
 from raypref.remote import cluster, pipeline
 from raypref.sweep import Sweep, rungs, watching
-from raypref.sweep_results import outcome, summarize
+from raypref.sweep_results import NOTHING, outcome, summarize
 
 RETRIES = 1  # of a failed trial, which goes on from its newest checkpoint
 EXPERIMENT = "tune"  # Tune's own state, below the sweep's folder
@@ -30,9 +30,9 @@ EXPERIMENT = "tune"  # Tune's own state, below the sweep's folder
 def draw(sweep: Sweep, trials: int) -> dict[str, dict[str, Any]]:
     """The parameters of a random search's trials by name: the same for the same seed of the recipe."""
     random = np.random.RandomState(sweep.seed)
-    found = {}
+    found, space = {}, sorted(domains(sweep).items())  # whatever the order in the file
     for number in range(trials):
-        values = {path: domain.sample(random_state=random) for path, domain in domains(sweep).items()}
+        values = {path: domain.sample(random_state=random) for path, domain in space}
         found[f"{number:02d}"] = {path: getattr(value, "item", lambda v=value: v)() for path, value in values.items()}
     return found
 
@@ -44,19 +44,19 @@ def domains(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def run_sweep(sweep: Sweep, trials: int, search: str, halt: bool, run: Store, pools: Store) -> dict:
+def run_sweep(sweep: Sweep, drawn: dict, trials: int, halt: bool, run: Store, pools: Store) -> dict:
     """Run (or go on with) a sweep and write results.json, results.csv, best.yaml and sweep.html; the results.
 
-    `search`: random or optuna. `halt`: stop trials early by ASHA. Raises ValueError when no trial ended.
+    `drawn`: parameters by trial (of `draw`), or none for Optuna to propose. `halt`: stop trials early by ASHA.
     """
     started = time.monotonic()
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # which would make results of half a sweep
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose boxes and paths appear whatever the verbosity
     if not os.environ.get("RAYPREF_DEBUG"):
         logging.getLogger("ray.tune").setLevel(
             logging.CRITICAL
         )  # traces of failed trials, whose messages are in the table
     cluster.connect()
-    drawn = draw(sweep, trials) if search == "random" else {}
     for parameters in drawn.values() or ({},):
         config = sweep.config(parameters)
         shared = [task for task in plan(config) if task.shared and task.model in (None, "base")]
@@ -74,9 +74,12 @@ def _row(sweep: Sweep, drawn: dict, result: tune.Result, run: Store) -> dict:
     """One trial: what it was, how it ended, what it came to."""
     name = result.config["trial"] if drawn else os.path.basename(result.path)
     parameters = drawn.get(name, result.config)
-    found = outcome(sweep, sweep.config(parameters), Store(run.join(f"trials/{name}")))
-    state = "failed" if result.error else "finished" if found["finished"] else "stopped"
     error = cli.root(result.error) if result.error else None
+    try:
+        found = outcome(sweep, sweep.config(parameters), Store(run.join(f"trials/{name}")))
+    except ValueError as problem:  # parameters that Optuna proposed and that do not go together
+        found, error = NOTHING, error or str(problem)
+    state = "failed" if error else "finished" if found["finished"] else "stopped"
     return {"trial": name, "state": state, "error": error, "parameters": parameters, **found}
 
 
@@ -88,13 +91,12 @@ def _tuner(sweep: Sweep, drawn: dict, trials: int, halt: bool, run: Store, pools
     )
     space = {"trial": tune.grid_search(list(drawn))} if drawn else domains(sweep)
     storage = run.uri if "://" in run.uri else str(run.local)
-    path = f"{storage}/{EXPERIMENT}"
+    path = run.join(EXPERIMENT)
     if tune.Tuner.can_restore(path):
         return tune.Tuner.restore(path, trial, resume_unfinished=True, resume_errored=True, param_space=space)
-    config = sweep.config(next(iter(drawn.values()), {}))
+    configs = [sweep.config(parameters) for parameters in drawn.values() or ({},)]
     metric, mode = next(iter(sweep.objective.items()))
-    # the number of validations may be searched; the longest trial has the highest rung
-    most = max(rungs(sweep.objective, sweep.config(parameters)) for parameters in drawn.values() or ({},))
+    most = max(rungs(sweep.objective, config) for config in configs)
     # the first quarter of the way says little
     grace = max(1, most // 4)
     asha = ASHAScheduler("rung", metric=metric, mode=mode, max_t=most + 1, grace_period=grace, reduction_factor=3)
@@ -103,7 +105,7 @@ def _tuner(sweep: Sweep, drawn: dict, trials: int, halt: bool, run: Store, pools
         param_space=space,
         tune_config=tune.TuneConfig(
             num_samples=1 if drawn else trials,
-            max_concurrent_trials=cluster.room(config),
+            max_concurrent_trials=min(map(cluster.room, configs)),
             scheduler=asha if halt else None,
             search_alg=None if drawn else _optuna(sweep),
             # names of parameters hold dots and are long: the folders of Tune's own files are called by trial
@@ -122,10 +124,7 @@ def _tuner(sweep: Sweep, drawn: dict, trials: int, halt: bool, run: Store, pools
 def _optuna(sweep: Sweep):
     from ray.tune.search.optuna import OptunaSearch
 
-    try:
-        return OptunaSearch(metric=list(sweep.objective), mode=list(sweep.objective.values()), seed=sweep.seed)
-    except (ImportError, AssertionError) as error:
-        raise ValueError("--search optuna needs the package optuna: pip install 'raypref[optuna]'") from error
+    return OptunaSearch(metric=list(sweep.objective), mode=list(sweep.objective.values()), seed=sweep.seed)
 
 
 class _Count(tune.Callback):

@@ -106,6 +106,7 @@ def test_the_best_is_an_overlay_and_the_table_has_every_trial(finished_sweep, ar
     assert stage.validation.select == results["best"]["lambda_val"]
     with open(run / "results.csv") as stream:
         rows = list(csv.DictReader(stream))
+    assert (run / results["best"]["weights"] / "pytorch_lora_weights.safetensors").is_file()
     assert [row["trial"] for row in rows] == [f"{i:02d}" for i in range(TRIALS)]
     assert "best: trial" in output and "sweep.html" in output
     assert best["trial"] in (run / "sweep.html").read_text()

@@ -52,7 +52,7 @@ def test_recipes_do_not_share_what_a_caller_could_change():
 
 
 def test_hgdpo_is_the_papers():
-    """METHODS.md: domains, steps and ranks of the four stages; beta 2500; each stage from the one before."""
+    """The paper: domains, steps and ranks of the four stages; beta 2500; each stage from the one before."""
     config = configured("hgdpo_sd15")
     stages = config.stages
     assert list(stages) == ["easy", "normal", "hard", "text_encoder"]
@@ -78,7 +78,7 @@ def test_hgdpo_is_the_papers():
 
 
 def test_full_recipes_train_the_whole_unet_as_the_paper_does():
-    """METHODS.md: RPO of the full U-Net at a learning rate of 5e-6, one pair a step, the best of 400 by looks at every 40th."""
+    """The paper: RPO of the full U-Net at a learning rate of 5e-6, one pair a step, the best of 400 by looks at every 40th."""
     stage = configured("rpo_full_sd15").stages["rpo"]
     assert (stage.lora, stage.module, stage.optim.lr, stage.batch_size, stage.steps) == (None, "unet", 5e-6, 1, 400)
     assert stage.validation.every == 40 and stage.validation.watch

@@ -77,6 +77,9 @@ def test_default_objectives_are_of_models_that_the_search_does_not_use(recipe, e
         ("rpo_mini", RPO, {"s_img": "max"}, r"is the reward that training is labelled"),
         ("mini", EASY, {"frechet": "min"}, r"did you mean 'frechet_distance'"),
         ("mini", EASY, {"frechet_distance": "minimise"}, r"'minimise' must be min or max"),
+        ("mini", EASY, {"frechet_distance": "max"}, r"frechet_distance: 'max', but better is 'min'"),
+        ("mini", EASY, {"latent_mean_drift": "min", "clip_t": "max"}, r"is what the statistics loss lowers"),
+        ("mini", EASY, {"color_drift": "min"}, r"best for a model that learned nothing"),
         ("mini", EASY, {}, r"objective: \{\}; expected metrics with min or max"),
     ],
 )
@@ -104,6 +107,13 @@ def test_the_reward_model_is_known_under_another_name_and_kind(load):
         ({"data.eval_prompts.seed": [1, 2]}, "has to be alike for all"),
         ({"sampling.guidance": {"uniform": [1, 9]}}, "has to be alike for all"),
         ({"seed": [1, 2]}, "has to be alike for all"),
+        ({"stages.rpo.validation": [{"select": 0.3}, {"select": 0.5}]}, "follows every lambda_val already"),
+        ({"data": [{"holdout": 0.3}, {"holdout": 0.5}]}, "data.holdout: trials are compared by"),
+        ({"data.real.identity": [0, 1]}, "changes the images or references that trials are measured on"),
+        ({"data.image_quality": [80, 95]}, "changes the images or references that trials are measured on"),
+        ({"stages.rpp.steps": [10]}, "the recipe rpo_mini has no stage 'rpp'; did you mean 'rpo'"),
+        ({"stages.rpo.objective.beta": {"quniform": [1, 2, 0]}}, r"step must be above 0 and divide both ends"),
+        ({"stages.rpo.objective.beta": {"quniform": [1, 2, 0.3]}}, r"step must be above 0 and divide both ends"),
         (
             {"stages.rpo.objective.bta": {"uniform": [1, 9]}},
             "stages.rpo.objective.bta: unknown key; did you mean 'beta'",
@@ -162,6 +172,25 @@ def test_random_trials_are_the_same_for_the_same_seed_and_valid(load):
         config = found.config(parameters)
         assert config.stages["rpo"].loser.count == parameters["stages.rpo.loser.count"] < 5
     assert len({p["stages.rpo.objective.labels"] for p in trials.values()}) == 2
+
+
+def test_parameters_that_do_not_go_together_are_told_before_anything_runs(load):
+    found = load({"stages.rpo.steps": [20, 100], "stages.rpo.optim.warmup": [5, 50]})
+    with pytest.raises(ValueError, match=r"trial 0: stages.rpo.optim.warmup: 50 steps of warm-up leave none of 20"):
+        sweep.check(
+            found, {"0": {"stages.rpo.steps": 20, "stages.rpo.optim.warmup": 50}, "1": {"stages.rpo.steps": 99}}
+        )
+
+
+def test_what_is_wrong_without_the_space_is_not_said_of_its_file(load):
+    with pytest.raises(ValueError) as error:
+        load(RPO, recipe="rpo_mni")
+    assert "--space" not in str(error.value)
+
+
+def test_the_order_of_the_file_changes_no_trial(load):
+    space = RPO | {"stages.rpo.optim.lr": {"loguniform": [1e-4, 1e-3]}}
+    assert draw(load(space), 3) == draw(load(dict(reversed(space.items()))), 3)
 
 
 def test_every_recipe_has_metrics_to_be_compared_by():

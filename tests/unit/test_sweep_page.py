@@ -200,7 +200,7 @@ def test_candidates_are_labelled_by_lambda_and_trial():
     assert "t000" in labels(sweep(lambdas=(None,)))
     same = sweep(2, states=("finished",))
     for point in same["points"]:
-        point["values"] = {"likeness": float(point["trial"][1:]), "clip_t": 0.5}
+        point |= {"values": {"likeness": float(point["trial"][1:]), "clip_t": 0.5}, "lambdas": [0.3, 0.7]}
     assert "t000 · 0.3, 0.7" in labels(same)
 
 
