@@ -73,8 +73,8 @@ def plot(result: dict, repeats: str, path: Path) -> None:
     metrics = _metrics(result)
     rows = -(-len(metrics) // 3)
     figure = Figure(figsize=(12, 2.75 * rows), layout="constrained")
-    axes = figure.subplots(rows, 3, squeeze=False).flat
-    for axis in list(axes)[len(metrics) :]:
+    axes = list(figure.subplots(rows, 3, squeeze=False).flat)
+    for axis in axes[len(metrics) :]:
         axis.set_visible(False)
     for axis, metric in zip(axes, metrics, strict=False):
         names = [name for name in result["table"] if metric in result["table"][name]]
