@@ -44,7 +44,7 @@ def test_autoencoder_reconstructs_real_people(pipeline):
         latents = pipeline.vae.encode(2 * images - 1).latent_dist.mean
         output = pipeline.vae.decode(latents).sample / 2 + 0.5
     assert latents.shape == (32, 16, 8, 8)
-    assert (latents * pipeline.vae.config.scaling_factor).std() == pytest.approx(1.0, abs=0.2)  # standardised over all realisms; these are real
+    assert (latents * pipeline.vae.config.scaling_factor).std() == pytest.approx(1.0, abs=0.2)  # 1 over all realisms
     assert -10 * (output.clamp(0, 1) - images).square().mean().log10() > 22
 
 
