@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 from raypref import cli
 from raypref.artifacts import Store, differences
+from raypref.rundir import contents
 from raypref.sweep import Sweep, check, load
 
 RECORD = "sweep.json"  # what a sweep is: it goes on only as the same
@@ -68,15 +69,7 @@ def main() -> None:
 
 def claim(run: Store, record: dict, resume: bool) -> bool:
     """Whether the folder holds this sweep already. Raises ValueError when it holds something else, or --resume is missing."""
-    try:
-        names = run.names()
-    except OSError as error:
-        raise ValueError(f"--run-dir {run.uri} cannot be read as a folder ({error}); choose another") from None
-    if RECORD not in names:
-        if others := [name for name in names if not name.endswith(".log")]:
-            raise ValueError(
-                f"--run-dir {run.uri} is not empty and holds no sweep ({', '.join(others[:3])}); use another"
-            )
+    if RECORD not in contents(run, RECORD):
         return False
     if changed := list(differences(run.read_json(RECORD), record)):
         lines = "\n  ".join(changed)

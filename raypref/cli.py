@@ -78,13 +78,7 @@ def read_overlays(arguments: argparse.Namespace) -> tuple[str | dict, list[dict]
     """The recipe (its name, or the whole of a run) and the overlays of --config. Raises ValueError naming the file."""
     base, overlays = arguments.recipe, []
     for name in arguments.config:
-        try:
-            with open(name) as stream:
-                overlay = yaml.safe_load(stream)
-        except OSError as error:
-            raise ValueError(f"--config {name}: {error.strerror}") from None
-        except yaml.YAMLError as error:
-            raise ValueError(f"--config {name}: not valid YAML: {error}") from None
+        overlay = read_yaml("--config", name)
         if not isinstance(overlay, dict):
             raise ValueError(f"--config {name}: expected a mapping of fields, such as 'seed: 1'")
         if "recipe" in overlay:  # the whole of a run, as its config.json: laid over nothing
@@ -92,6 +86,17 @@ def read_overlays(arguments: argparse.Namespace) -> tuple[str | dict, list[dict]
         else:
             overlays.append(overlay)
     return base, overlays
+
+
+def read_yaml(option: str, file: str) -> Any:
+    """Content of the file that an option names. Raises ValueError naming both."""
+    try:
+        with open(file) as stream:
+            return yaml.safe_load(stream)
+    except OSError as error:
+        raise ValueError(f"{option} {file}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{option} {file}: not valid YAML: {error}") from None
 
 
 def absolute(config: RunConfig) -> RunConfig:

@@ -31,20 +31,26 @@ _FREE = re.compile(f"({'|'.join(FREE)})\\b")
 MADE = ("pools", "scores", "pairs", "train", "eval")  # folders that hold work
 
 
+def contents(run: Store, record: str) -> list[str]:
+    """Names in a run directory. Raises ValueError when it is no folder, or holds other things and not the file `record`."""
+    try:
+        names = run.names()
+    except OSError as error:
+        raise ValueError(f"--run-dir {run.uri} cannot be read as a folder ({error}); choose another") from None
+    if record not in names and (others := [name for name in names if not name.endswith(".log")]):
+        raise ValueError(
+            f"--run-dir {run.uri} is not empty and holds no {record} ({', '.join(others[:3])}); use another"
+        )
+    return names
+
+
 def check(config: RunConfig, run: Store) -> bool:
     """Whether a configuration has to be written into the run directory.
 
     Raises ValueError when the directory belongs to another one (naming the fields that differ), or to something else.
     """
-    try:
-        names = run.names()
-    except OSError as error:
-        raise ValueError(f"--run-dir {run.uri} cannot be read as a folder ({error}); choose another") from None
+    names = contents(run, "config.json")
     if "config.json" not in names:
-        if others := [name for name in names if not name.endswith(".log")]:
-            raise ValueError(
-                f"--run-dir {run.uri} is not empty and holds no config.json ({', '.join(others[:3])}); use another"
-            )
         return True
     new = json.loads(config.model_dump_json())
     changed = [line for line in differences(run.read_json("config.json"), new) if not _FREE.match(line)]

@@ -98,7 +98,7 @@ def expand(tree: dict, changes: list[dict]) -> dict:
         return tree
     if any(sign in str(folder) for sign in "*?["):
         raise ValueError(
-            f"data.subject={str(folder)!r}: a pattern of folders goes with --set data.subject=..., not in a file"
+            f"data.subject={str(folder)!r}: a pattern of folders goes with --set data.subject of jobs/rpo.py and evaluate.py"
         )
     path = Path(str(folder)).expanduser().absolute()
     if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in (path.iterdir() if path.is_dir() else ())):

@@ -14,9 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import yaml
-
-from raypref.cli import absolute
+from raypref.cli import absolute, read_yaml
 from raypref.config import RunConfig
 from raypref.curriculum import plan
 from raypref.overlays import closest, leaves, names
@@ -91,13 +89,7 @@ def load(file: str, recipe: str | dict, overlays: list[dict], assignments: list[
 
 
 def _read(file: str) -> dict:
-    try:
-        with open(file) as stream:
-            content = yaml.safe_load(stream)
-    except OSError as error:
-        raise ValueError(f"--space {file}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"--space {file}: not valid YAML: {error}") from None
+    content = read_yaml("--space", file)
     if not isinstance(content, dict) or not isinstance(content.get("space"), dict) or not content["space"]:
         raise ValueError(
             f"--space {file}: expected 'space:' with at least one path, such as\n"

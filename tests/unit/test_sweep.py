@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from raypref import sweep
-from raypref.recipes import RECIPES, configure
+from raypref.recipes import configure
 from raypref.remote.sweep import draw
 
 RPO = {"stages.rpo.objective.beta": {"loguniform": [0.3, 3]}}
@@ -191,9 +191,3 @@ def test_what_is_wrong_without_the_space_is_not_said_of_its_file(load):
 def test_the_order_of_the_file_changes_no_trial(load):
     space = RPO | {"stages.rpo.optim.lr": {"loguniform": [1e-4, 1e-3]}}
     assert draw(load(space), 3) == draw(load(dict(reversed(space.items()))), 3)
-
-
-def test_every_recipe_has_metrics_to_be_compared_by():
-    for name in ("mini", "rpo_mini", "dreambooth_mini"):
-        assert name in RECIPES
-        assert sweep.metrics(configure(name))["color_drift"] == ("min", None)
