@@ -1,6 +1,6 @@
 """What a run is, as validated data: a model, its data, scorers and a curriculum of stages.
 
-A recipe (recipes.py) gives a whole `RunConfig`; a YAML overlay and `--set path=value` change fields of it. Stages are
+A recipe (recipes/) gives a whole `RunConfig`; a YAML overlay and `--set path=value` change fields of it. Stages are
 a mapping of name to `Stage`, in order, so `stages.easy.objective.beta=2500` is a path like any other.
 """
 
