@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 INDEX = pa.schema([("id", pa.string()), ("prompt", pa.string()), ("ref", pa.string())])
 POOL = pa.schema(
@@ -32,6 +32,7 @@ POOL = pa.schema(
         ("images", pa.list_(pa.binary())),  # encoded files, one an image
         ("latents", pa.list_(pa.binary())),  # float16 C x H x W, scaled as the U-Net sees them
         ("latent_shape", pa.list_(pa.int32(), 3)),
+        ("sizes", pa.list_(pa.list_(pa.int32(), 6))),  # see models.predict
         ("seeds", pa.list_(pa.uint64())),
         ("strengths", pa.list_(pa.float32())),
     ]
@@ -48,6 +49,8 @@ PAIRS = pa.schema(
         ("winner_latent", pa.binary()),
         ("loser_latent", pa.binary()),
         ("latent_shape", pa.list_(pa.int32(), 3)),
+        ("winner_size", pa.list_(pa.int32(), 6)),
+        ("loser_size", pa.list_(pa.int32(), 6)),
         ("winner_source", pa.string()),
         ("loser_source", pa.string()),
         ("winner_score", pa.float32()),

@@ -18,19 +18,23 @@ from raypref.artifacts import Store, read_manifest
 from raypref.noising import gaussian, timesteps
 from raypref.seeds import seed_of
 
-COLUMNS = ["pair_id", "prompt", "winner_latent", "loser_latent", "latent_shape", "label", "loser_prompt"]
+COLUMNS = [
+    "pair_id", "prompt", "loser_prompt", "winner_latent", "loser_latent", "latent_shape", "winner_size", "loser_size", "label"
+]  # fmt: skip
 WINDOW = 16  # row groups that are shuffled together
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B pairs: latents float32 [B, C, H, W]; shared noise [B, C, H, W] and timesteps int64 [B]; labels float32 [B]."""
+    """B pairs: latents float32 [B, C, H, W]; shared noise [B, C, H, W] and timesteps int64 [B]; labels float32 [B]; sizes
+    int64 [2B, 6] of the winners, then the losers (see `models.predict`)."""
 
     pair_ids: list[str]
     prompts: list[str]
     loser_prompts: list[str]
     winner: Tensor
     loser: Tensor
+    sizes: Tensor
     noise: Tensor
     t: Tensor
     label: Tensor
@@ -102,6 +106,7 @@ def make_batch(rows: list[dict], seeds: list[int], total_timesteps: int, flip: b
         [row["loser_prompt"] for row in rows],
         winner,
         loser,
+        torch.tensor([row[f"{role}_size"] for role in ("winner", "loser") for row in rows]),
         gaussian(tuple(winner.shape[1:]), [seed_of(s, "noise") for s in seeds]),
         timesteps([seed_of(s, "t") for s in seeds], total_timesteps),
         torch.tensor([row["label"] for row in rows], dtype=torch.float32),

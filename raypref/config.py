@@ -17,7 +17,17 @@ from raypref.stages import Generated, PairRule, Real, Reconstructed, Stage, Stri
 
 
 class Model(Strict):
-    base: str = Field(description="Diffusers pipeline: hub id, local folder, or mini:pipeline")
+    base: str = Field(description="Diffusers pipeline: hub id, local folder, .safetensors file, or mini:pipeline")
+    config: str | None = Field(
+        None,
+        description="of a .safetensors file: folder or hub id of a pipeline of its kind; none: Diffusers' guess, on the hub",
+    )
+    lora: str | None = Field(
+        None, description="LoRA that the base has from the start: safetensors file, folder or hub id"
+    )
+    lora_mode: Literal["merge", "continue"] = Field(
+        "merge", description="merge: into the base's weights; continue: the first stage goes on training it"
+    )
     revision: str | None = Field(None, description="hub revision")
     variant: str | None = Field(None, description="weight variant on the hub, such as fp16")
     resolution: int = Field(512, ge=16, description="side of the (square) training images, pixels")
@@ -48,6 +58,7 @@ class Sampling(Strict):
 
     steps: int = Field(25, ge=1, description="solver steps")
     guidance: float = Field(7.5, ge=1, description="classifier-free guidance scale")
+    guidance_rescale: float = Field(0.0, ge=0, le=1, description="0.7 for models trained with zero terminal SNR")
     batch_size: int = Field(16, ge=1, description="images a forward pass")
 
 
@@ -144,6 +155,8 @@ def _problems(config: RunConfig):
         name = getattr(config.evaluation, role)
         if name is not None and name not in config.scorers:
             yield f"evaluation.{role}: {name!r} is not in scorers ({names(config.scorers)}); {closest(name, config.scorers)}"
+    if config.model.config and not config.model.base.endswith(".safetensors"):
+        yield f"model.config: is for a base that is a .safetensors file, and model.base is {config.model.base!r}; remove it"
     if config.resources.train.actors is not None:
         yield "resources.train.actors: the number of training workers is training.workers; remove this field"
     for role in ("scorers", "likeness"):
@@ -167,9 +180,11 @@ def _problems(config: RunConfig):
         start = known[-1] if stage.start == "previous" else stage.start
         if start in known:
             yield from _whole_problems(config, where, stage, start)
-        same = [config.stages[n] for n in chains.get(start, []) if config.stages[n].module == stage.module]
-        if stage.lora and same and same[-1].lora not in (None, stage.lora):
-            yield f"{where}.lora: differs from that of an earlier stage of the same {stage.module}, whose adapter it continues"
+        for module, lora in stage.lora.modules.items() if stage.lora else ():
+            loras = [earlier.lora for n in chains.get(start, []) if (earlier := config.stages[n]).lora]
+            earlier = [one.modules[module] for one in loras if module in one.modules]
+            if earlier and earlier[-1] != lora:
+                yield f"{where}.lora.{module}: differs from that of an earlier stage, whose adapter it continues"
         chains[name] = [*chains.get(start, []), name]
         known.append(name)
 
@@ -177,8 +192,8 @@ def _problems(config: RunConfig):
 def _whole_problems(config: RunConfig, where: str, stage: Stage, start: str):
     """Of stages that train all of the U-Net (a lora of none), and of those that start from one."""
     given = f"{stage.start!r}" if stage.start == start else f"{stage.start!r} ({start})"
-    if stage.lora is None and stage.module != "unet":
-        yield f"{where}.lora: none trains all of the U-Net, but module is {stage.module}; give a lora, or module=unet"
+    if stage.lora is None and config.model.lora and config.model.lora_mode == "continue":
+        yield f"{where}.lora: none trains all of the U-Net and cannot continue model.lora; set model.lora_mode=merge"
     elif stage.lora is None and start != "base":
         yield f"{where}.start: {given} is not base, where a stage without lora starts; set start=base, or give a lora"
     elif start != "base" and config.stages[start].lora is None:
@@ -218,6 +233,18 @@ def _rule_problems(config: RunConfig, where: str, stage: Stage, rule: PairRule):
         yield f"{where}.pairs: winner=top goes with loser=bottom, and only with it"
     if rule.k > 1 and rule.winner != "top":
         yield f"{where}.pairs.k: {rule.k} needs winner=top and loser=bottom"
+    if rule.ranks is not None:
+        if rule.ranks[0] > rule.ranks[1]:
+            yield f"{where}.pairs.ranks: {list(rule.ranks)} must be [least, most]"
+        if (
+            stage.winner != stage.loser
+            or rule.scorer is None
+            or (rule.winner, rule.loser, rule.k) != ("best", "worst", 1)
+        ):
+            yield (
+                f"{where}.pairs.ranks: compares images of one domain by a scorer; give winner and loser the same domain, a "
+                "scorer, and neither pairs.winner, .loser nor .k"
+            )
     if stage.loser is None:
         return
     if prompt_set(stage.winner, config) != prompt_set(stage.loser, config):
@@ -228,7 +255,9 @@ def _rule_problems(config: RunConfig, where: str, stage: Stage, rule: PairRule):
     elif stage.winner == stage.loser:
         size = len(getattr(stage.winner, "strengths", ())) or getattr(stage.winner, "count", 1)
         size = min(size, rule.first or size)
-        if size < 2 * rule.k:
+        if rule.ranks and size <= rule.ranks[0]:
+            yield f"{where}: ranks of {size} candidate(s) a prompt never differ by {rule.ranks[0]}; raise count"
+        elif size < 2 * rule.k:
             yield f"{where}: {size} candidate(s) a prompt cannot give {rule.k} pair(s) within one domain; raise count"
 
 

@@ -60,7 +60,8 @@ class _Planner:
     def __init__(self, config: RunConfig, trained: dict[str, Task]):
         self.config = config
         self.indexes: dict[str, Task] = {}
-        self.models = {"base": digest(config.model.model_dump(include={"base", "revision", "variant", "dtype"}))}
+        own = {"base", "revision", "variant", "dtype"} | ({"lora", "lora_mode"} if config.model.lora else set())
+        self.models = {"base": digest(config.model.model_dump(include=own))}
         self.models |= {name: digest(task.fields) for name, task in trained.items()}
         self.trained = dict(trained)
         self.pools: dict[tuple, Task] = {}
@@ -175,7 +176,7 @@ class _Planner:
         if kind != "generated":
             fields["checks"] = {"max_pixels": data.max_pixels, "min_side": data.min_side}
         if kind != "real":
-            fields["sampling"] = config.sampling.model_dump(include={"steps", "guidance"})
+            fields["sampling"] = config.sampling.model_dump(include={"steps", "guidance", "guidance_rescale"})
         fields["encoding"] = {"format": data.image_format, "quality": data.image_quality}
         parents = [self.indexes[images].path, *([self.trained[model].path] if model != "base" else [])]
         if model != "base":

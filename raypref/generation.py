@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from raypref.config import Sampling
-from raypref.models import encode_images, token_ids
+from raypref.models import Pipeline, embed, encode_images, predict, scale_factor, token_ids
 from raypref.noising import gaussian
 
 
-def latent_shape(pipeline: StableDiffusionPipeline, resolution: int) -> tuple[int, int, int]:
+def latent_shape(pipeline: Pipeline, resolution: int) -> tuple[int, int, int]:
     """C, H, W of the latents of square images of `resolution` pixels."""
-    side = resolution // 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    side = resolution // scale_factor(pipeline)
     return pipeline.unet.config.in_channels, side, side
 
 
 @torch.inference_mode()
 def sample(
-    pipeline: StableDiffusionPipeline,
+    pipeline: Pipeline,
     prompts: list[str],
     seeds: list[int],
     sampling: Sampling,
@@ -51,7 +51,7 @@ def sample(
 
 
 def _denoise(
-    pipeline: StableDiffusionPipeline,
+    pipeline: Pipeline,
     prompts: list[str],
     noise: Tensor,
     sampling: Sampling,
@@ -73,19 +73,43 @@ def _denoise(
         scheduler.set_begin_index(first * scheduler.order)
         latents = scheduler.add_noise(clean.to(device, torch.float32), noise.to(device), steps[:1].repeat(len(prompts)))
     guided = sampling.guidance > 1
-    texts = [""] * len(prompts) + prompts if guided else prompts
-    embeddings = pipeline.text_encoder(token_ids(pipeline, texts).to(device))[0].to(dtype)
+    text = _texts(pipeline, prompts, guided, device, dtype)
+    sizes = plain_sizes(pipeline, noise).to(device).repeat(1 + guided, 1)
     for t in steps:
         rows = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
-        output = pipeline.unet(rows.to(dtype), t, encoder_hidden_states=embeddings).sample.float()
+        output = predict(pipeline.unet, rows, t, text, sizes)
         if guided:
-            unconditional, conditional = output.chunk(2)
-            output = unconditional + sampling.guidance * (conditional - unconditional)
+            output = _guide(output, sampling)
         latents = scheduler.step(output, t, latents).prev_sample
     return latents
 
 
+def _texts(pipeline: Pipeline, prompts: list[str], guided: bool, device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Embeddings of the prompts, with those of the empty prompt before them for classifier-free guidance."""
+    zeros = guided and getattr(pipeline.config, "force_zeros_for_empty_prompt", False)  # SDXL's convention
+    texts = [""] * len(prompts) + prompts if guided and not zeros else prompts
+    text = {name: value.to(dtype) for name, value in embed(pipeline, token_ids(pipeline, texts).to(device)).items()}
+    return {name: torch.cat([torch.zeros_like(value), value]) for name, value in text.items()} if zeros else text
+
+
+def _guide(output: Tensor, sampling: Sampling) -> Tensor:
+    """Classifier-free guidance of the outputs for the empty prompt and the prompt; rescaled as in Lin et al. 2023
+    (arXiv 2305.08891, equations 15 and 16) to the contrast of the latter by `guidance_rescale`."""
+    unconditional, conditional = output.chunk(2)
+    guided = unconditional + sampling.guidance * (conditional - unconditional)
+    if not sampling.guidance_rescale:
+        return guided
+    scale = conditional.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+    return guided * (sampling.guidance_rescale * scale + 1 - sampling.guidance_rescale)
+
+
+def plain_sizes(pipeline: Pipeline, latents: Tensor) -> Tensor:
+    """int64 [B, 6] (see `models.predict`) of images that were drawn as large as they are."""
+    height, width = (side * scale_factor(pipeline) for side in latents.shape[2:])
+    return torch.tensor([[height, width, 0, 0, height, width]] * len(latents))
+
+
 @torch.inference_mode()
-def encode(pipeline: StableDiffusionPipeline, images_BCHW: Tensor, batch_size: int) -> Tensor:
+def encode(pipeline: Pipeline, images_BCHW: Tensor, batch_size: int) -> Tensor:
     """Scaled latents float32 [B, C, h, w] of images in [0, 1], a batch at a time."""
     return torch.cat([encode_images(pipeline, part).cpu() for part in images_BCHW.split(batch_size)])

@@ -113,11 +113,11 @@ def _bad_bytes(data: bytes, error: Exception) -> BadImage:
     return BadImage("corrupt", f"image file cannot be decoded ({detail})")
 
 
-def fit(image: Image.Image, size: tuple[int, int]) -> tuple[np.ndarray, dict[str, int]]:
+def fit(image: Image.Image, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     """Resize the shorter side (antialiased) and crop the centre -> (HWC of `size` = (height, width), crop).
 
-    crop: original_height, original_width (pixels before the resize) and top, left (of the crop, in resized pixels),
-    as SDXL is conditioned on them.
+    crop: original height and width (pixels before the resize), top and left (of the crop, in resized pixels), as SDXL is
+    conditioned on them.
     """
     height, width = size
     scale = max(height / image.height, width / image.width)
@@ -127,8 +127,7 @@ def fit(image: Image.Image, size: tuple[int, int]) -> tuple[np.ndarray, dict[str
     x, y = image.width / resized_w, image.height / resized_h
     box = (left * x, top * y, (left + width) * x, (top + height) * y)
     cropped = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
-    crop = {"original_height": image.height, "original_width": image.width, "top": top, "left": left}
-    return np.array(cropped.convert("RGB")), crop
+    return np.array(cropped.convert("RGB")), (image.height, image.width, top, left)
 
 
 def encode(array: np.ndarray, format: str, quality: int = 95) -> bytes:

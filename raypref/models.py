@@ -1,34 +1,25 @@
-"""Stable Diffusion pipelines, their adapters, and the files that users take away.
+"""Stable Diffusion pipelines: loading, and what goes through their text encoders and VAE.
 
 A run's model is a Diffusers pipeline plus at most one LoRA, in Diffusers' own file, or with a U-Net in the place of its own.
-While a LoRA trains, two adapters live in the same layers: `policy` is trained and `reference` (the stage's start) is frozen.
-Which of them acts is switched by name alone; `requires_grad` is set once and never touched in the loop. Where all of the
-U-Net is trained, the reference is a frozen copy of it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file, save_file
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from raypref.config import Model
 from raypref.mini import locate
-from raypref.stages import Lora
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-UNET_FILE = "diffusion_pytorch_model.safetensors"
-MODULES = ("unet", "text_encoder")
-POLICY, REFERENCE, BASE = "policy", "reference", "base"
+MODULES = ("unet", "text_encoder", "text_encoder_2")  # that can hold adapters; the last one is of Stable Diffusion XL
+PICKLE = "is not a .safetensors file, and others (pickles) can run code when they are loaded; convert it to safetensors"
+Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
+CLASSES = {kind.__name__: kind for kind in Pipeline.__args__}
 
 
 def load_pipeline(
@@ -37,224 +28,163 @@ def load_pipeline(
     lora: str | Path | None = None,
     dtype: torch.dtype | None = None,
     unet: str | Path | None = None,
-) -> StableDiffusionPipeline:
-    """The base pipeline in evaluation mode, with the LoRA of a folder, or its U-Net, when one is given.
+) -> Pipeline:
+    """The base pipeline (with `model.lora` in its weights, if that is merged) in evaluation mode, with the LoRA of a folder, or
+    its U-Net, when one is given.
 
-    Raises ValueError for a folder or hub id that is not there and for pipelines that are not Stable Diffusion 1.x / 2.x.
+    Raises ValueError for what is not there, is no safetensors file, or is not Stable Diffusion 1.x, 2.x or XL.
     """
-    name = locate(model.base)
     dtype = dtype or getattr(torch, model.dtype)
-    trained = {} if unet is None else {"unet": UNet2DConditionModel.from_pretrained(unet, dtype=dtype)}
+    pipeline = _read(model, dtype)
+    factor = scale_factor(pipeline)
+    if model.resolution % factor:
+        raise ValueError(f"model.resolution={model.resolution} is not a multiple of the VAE's factor {factor}")
+    schedule = pipeline.scheduler.config
+    if schedule.prediction_type == "epsilon" and schedule.get("rescale_betas_zero_snr"):
+        raise ValueError(
+            f"model.base={model.base!r}: its scheduler has rescale_betas_zero_snr with prediction_type epsilon, from which no "
+            "image follows where nothing but noise is left; set prediction_type to v_prediction if it was trained so, or "
+            "rescale_betas_zero_snr to false, in scheduler/scheduler_config.json"
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    if model.lora and model.lora_mode == "merge":
+        load_lora(pipeline, model.lora, "model.lora")
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+    if unet is not None:
+        pipeline.unet = UNet2DConditionModel.from_pretrained(unet, dtype=dtype)
+    if lora is not None:
+        load_lora(pipeline, lora, "the run's LoRA")
+    if dtype == torch.float16 and pipeline.vae.config.force_upcast:
+        pipeline.vae.float()  # SDXL's VAE overflows in float16
+    for module in (pipeline.vae, *parts(pipeline).values()):
+        module.requires_grad_(False).eval()
+    return pipeline.to(device)
+
+
+def load_lora(pipeline: Pipeline, source: str | Path, what: str, name: str | None = None) -> None:
+    """Put a LoRA (Diffusers' or kohya's names) into a pipeline, as the adapter `name`.
+
+    Raises ValueError, calling it `what`, when it is not there, no safetensors file, or not of this model.
+    """
+    path, weights = Path(source), {}
+    if path.is_file():
+        path, weights = path.parent, {"weight_name": path.name}
+    elif (path / LORA_FILE).is_file():
+        weights = {"weight_name": LORA_FILE}
+    if path.is_dir() and "weight_name" in weights and not weights["weight_name"].endswith(".safetensors"):
+        raise ValueError(f"{what}={str(source)!r}: {PICKLE}")
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
+        pipeline.load_lora_weights(str(path), adapter_name=name, use_safetensors=True, **weights)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{what}={str(source)!r} cannot be loaded into this {type(pipeline).__name__}: {str(error).splitlines()[0]} Give a "
+            f"safetensors file, a folder with {LORA_FILE}, or a hub id."
+        ) from error
+
+
+def _read(model: Model, dtype: torch.dtype) -> Pipeline:
+    name = locate(model.base)
+    if Path(name).is_file():
+        return _read_file(model, name, dtype)
+    try:
+        found = DiffusionPipeline.load_config(name, revision=model.revision)["_class_name"]
+        if found not in CLASSES:
+            raise ValueError(f"it is a {found}; raypref trains {' and '.join(CLASSES)} (1.x, 2.x and XL).")
+        return CLASSES[found].from_pretrained(
             name,
             revision=model.revision,
             variant=model.variant,
             dtype=dtype,
             use_safetensors=True,
-            safety_checker=None,
-            **trained,
+            **({"safety_checker": None} if found == "StableDiffusionPipeline" else {}),
         )
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model.base={model.base!r} cannot be loaded: {str(error).splitlines()[0]} "
             "Give a hub id or a folder with model_index.json and safetensors weights."
         ) from error
-    if not isinstance(pipeline, StableDiffusionPipeline):
+
+
+def _read_file(model: Model, path: str, dtype: torch.dtype) -> Pipeline:
+    """A checkpoint of one file with the names of the original code."""
+    if not path.endswith(".safetensors"):
+        raise ValueError(f"model.base={model.base!r}: {PICKLE}")
+    try:
+        with safe_open(path, "pt") as file:
+            second = any(key.startswith("conditioner.embedders.1.") for key in file.keys())  # noqa: SIM118
+        kind = StableDiffusionXLPipeline if second else StableDiffusionPipeline
+        return kind.from_single_file(path, config=model.config, dtype=dtype)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"model.base={model.base!r} is a {type(pipeline).__name__}; raypref trains "
-            "StableDiffusionPipeline models (Stable Diffusion 1.x and 2.x)"
-        )
-    factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
-    if model.resolution % factor:
-        raise ValueError(f"model.resolution={model.resolution} is not a multiple of the VAE's factor {factor}")
-    pipeline.set_progress_bar_config(disable=True)
-    if lora is not None:
-        pipeline.load_lora_weights(str(lora), weight_name=LORA_FILE)
-    for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        module.requires_grad_(False).eval()
-    return pipeline.to(device)
+            f"model.base={model.base!r} cannot be loaded: {str(error).splitlines()[0]} Give a checkpoint of Stable Diffusion "
+            "1.x, 2.x or XL, and as model.config the folder or hub id of a pipeline of the same kind."
+        ) from error
 
 
-def token_ids(pipeline: StableDiffusionPipeline, prompts: list[str]) -> Tensor:
-    """int64 [B, L], padded and truncated to the tokenizer's length."""
+def parts(model: Pipeline | nn.Module) -> dict[str, nn.Module]:
+    """The modules of MODULES that a pipeline or a denoiser has."""
+    return {name: module for name in MODULES if (module := getattr(model, name, None)) is not None}
+
+
+def scale_factor(pipeline: Pipeline) -> int:
+    """Pixels a latent, along a side."""
+    return 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+
+
+def token_ids(pipeline: Pipeline, prompts: list[str]) -> Tensor:
+    """int64 [B, K, L] of K text encoders, padded and truncated to the tokenizers' length."""
+    tokenizers = [pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)]
+    return torch.stack(
+        [
+            t(
+                prompts, padding="max_length", max_length=t.model_max_length, truncation=True, return_tensors="pt"
+            ).input_ids
+            for t in tokenizers
+            if t is not None
+        ],
+        dim=1,
+    )
+
+
+def unread(pipeline: Pipeline, prompts: list[str]) -> list[str]:
+    """The end of each prompt that the text encoders do not see, since their length is fixed; '' for one that fits."""
     tokenizer = pipeline.tokenizer
-    return tokenizer(
-        prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-    ).input_ids
+    length = tokenizer.model_max_length
+    ids = tokenizer(prompts, truncation=False, verbose=False).input_ids if prompts else []
+    return [tokenizer.decode(row[length - 1 : -1]).strip() if len(row) > length else "" for row in ids]
 
 
-def encode_images(pipeline: StableDiffusionPipeline, images_BCHW: Tensor) -> Tensor:
+def embed(model: Pipeline | nn.Module, ids_BKL: Tensor) -> dict[str, Tensor]:
+    """What the text encoders make of token ids: {"context": [B, L, D]}, for SDXL with {"pooled": [B, P]}."""
+    second = getattr(model, "text_encoder_2", None)
+    if second is None:
+        return {"context": model.text_encoder(ids_BKL[:, 0])[0]}
+    both = [encoder(ids_BKL[:, k], output_hidden_states=True) for k, encoder in enumerate((model.text_encoder, second))]
+    context = torch.cat([output.hidden_states[-2] for output in both], dim=2)
+    return {"context": context, "pooled": both[1].text_embeds}
+
+
+def predict(unet: nn.Module, z_t: Tensor, t: Tensor, text: dict[str, Tensor], sizes: Tensor) -> Tensor:
+    """The U-Net's output, float32 [B, C, H, W]. `text`: of `embed`.
+
+    `sizes`: int64 [B, 6], height and width of the original image, top and left of the crop, height and width of the image,
+    in pixels. SDXL is conditioned on them (Podell et al. 2023, arXiv 2307.01952, section 2.2), other models are not.
+    """
+    context = text["context"]
+    added = {"text_embeds": text["pooled"], "time_ids": sizes} if "pooled" in text else None
+    return unet(z_t.to(context.dtype), t, encoder_hidden_states=context, added_cond_kwargs=added).sample.float()
+
+
+def encode_images(pipeline: Pipeline, images_BCHW: Tensor) -> Tensor:
     """Scaled latents (the posterior's mean) of images in [0, 1]: float32 [B, C, H/f, W/f]."""
     vae = pipeline.vae
     posterior = vae.encode((images_BCHW * 2 - 1).to(vae.device, vae.dtype)).latent_dist
     return (posterior.mode().float() - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
 
 
-def decode_latents(pipeline: StableDiffusionPipeline, latents_BCHW: Tensor) -> Tensor:
+def decode_latents(pipeline: Pipeline, latents_BCHW: Tensor) -> Tensor:
     """Images float32 [B, 3, H, W] in [0, 1] of scaled latents."""
     vae = pipeline.vae
     latents = latents_BCHW.float() / vae.config.scaling_factor + (vae.config.shift_factor or 0)
     return (vae.decode(latents.to(vae.device, vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
-
-
-class Denoiser(nn.Module):
-    """U-Net and text encoder as one module, which is what the engine wraps.
-
-    forward(z_t [mB, C, H, W], t [mB], ids [B, L], which) -> network output [mB, C, H, W] float32; with m > 1 the rows are m
-    blocks that share the B prompts. `which`: policy, reference or base (no adapter at all).
-    """
-
-    def __init__(self, pipeline: StableDiffusionPipeline):
-        super().__init__()
-        self.unet, self.text_encoder = pipeline.unet, pipeline.text_encoder
-        self.reference: nn.Module | None = None  # the U-Net as it was, where all of it is trained: reference and base
-        schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
-        self.prediction = schedule.config.prediction_type
-        self.timesteps = schedule.config.num_train_timesteps
-        self.alphas_cumprod = schedule.alphas_cumprod  # float32 whatever the module's dtype: not a buffer
-
-    def forward(self, z_t: Tensor, t: Tensor, ids: Tensor, which: str) -> Tensor:
-        with active(self, which):
-            embeddings = self.text_encoder(ids)[0]
-            embeddings = embeddings.repeat(z_t.shape[0] // ids.shape[0], 1, 1)
-            dtype = embeddings.dtype
-            unet = self.unet if which == POLICY or self.reference is None else self.reference
-            return unet(z_t.to(dtype), t, encoder_hidden_states=embeddings).sample.float()
-
-
-@contextlib.contextmanager
-def active(module: nn.Module, which: str) -> Iterator[None]:
-    """Let the named adapters of every layer act for a while.
-
-    A layer that has no adapter of the name `policy` falls back on `reference`: the part that this stage does not train
-    stays as the stage found it.
-    """
-    wanted = {POLICY: (POLICY, REFERENCE), REFERENCE: (REFERENCE,), BASE: ()}[which]
-    layers = [m for m in module.modules() if isinstance(m, BaseTunerLayer)]
-    before = [layer._active_adapter for layer in layers]
-    for layer in layers:
-        # PEFT's own set_adapter would also flip requires_grad, which ZeRO's hooks and compiled graphs do not expect
-        layer._active_adapter = [name for name in wanted if name in layer.lora_A][:1]
-    try:
-        yield
-    finally:
-        for layer, names in zip(layers, before, strict=True):
-            layer._active_adapter = names
-
-
-def add_adapters(denoiser: Denoiser, module: str, lora: Lora, start: str | Path | None, seed: int) -> dict[str, dict]:
-    """Put the frozen `reference` (when the stage starts from a LoRA) and the trainable `policy` into the layers.
-
-    The policy starts as a copy of the start's adapter, or as a new one that changes nothing (B = 0). Returns the adapter
-    settings of each module, for the export. Raises ValueError when no layer matches `lora.targets`.
-    """
-    settings = {}
-    if start is not None:
-        settings, state = read_adapter(start)
-        for name in settings:
-            _inject(getattr(denoiser, name), settings[name], REFERENCE, state[name])
-    if module not in settings:
-        settings[module] = {"r": lora.rank, "lora_alpha": lora.alpha or lora.rank, "target_modules": list(lora.targets)}
-        state = {module: None}
-    torch.manual_seed(seed)
-    _inject(getattr(denoiser, module), settings[module], POLICY, state[module])
-    for name, parameter in denoiser.named_parameters():
-        parameter.requires_grad_(f".{POLICY}." in name)
-        if f".{POLICY}." in name:
-            parameter.data = parameter.data.float()
-    return settings
-
-
-def train_whole(denoiser: Denoiser) -> None:
-    """Make all of the U-Net trainable, in float32, beside a frozen copy of it.
-
-    The copy stays whatever the objective: held-out preference accuracy is measured against the base model.
-    """
-    denoiser.requires_grad_(False)
-    denoiser.reference = copy.deepcopy(denoiser.unet)
-    denoiser.unet.requires_grad_(True).float()
-
-
-def _inject(module: nn.Module, settings: dict, name: str, state: dict[str, Tensor] | None) -> None:
-    try:
-        inject_adapter_in_model(LoraConfig(**settings), module, adapter_name=name)
-    except ValueError as error:
-        raise ValueError(
-            f"lora.targets={settings['target_modules']}: no such layers in {type(module).__name__} "
-            f"({str(error).splitlines()[0][:200]})"
-        ) from error
-    if state is not None:
-        outcome = set_peft_model_state_dict(module, state, adapter_name=name)
-        if outcome.unexpected_keys:
-            raise ValueError(f"the LoRA has layers that {type(module).__name__} lacks: {outcome.unexpected_keys[:3]}")
-
-
-def trainable(module: nn.Module) -> dict[str, Tensor]:
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
-
-
-def adapter_state(
-    denoiser: Denoiser, settings: dict[str, dict], values: dict[str, Tensor] | None = None
-) -> dict[str, dict[str, Tensor]]:
-    """The LoRA as a user gets it: of each module the policy, or what the stage found where it trains nothing.
-
-    `values`: whole parameters by name to take instead of those in the module (gathered or averaged ones).
-    """
-    tensors = {}
-    for name in settings:
-        module = getattr(denoiser, name)
-        adapter = POLICY if POLICY in module.peft_config else REFERENCE
-        full = dict(module.state_dict())
-        full |= {key.removeprefix(f"{name}."): v for key, v in (values or {}).items() if key.startswith(f"{name}.")}
-        state = get_peft_model_state_dict(module, state_dict=full, adapter_name=adapter)
-        tensors[name] = {key: value.detach().float().cpu().contiguous() for key, value in state.items()}
-    return tensors
-
-
-def export(folder: str | Path, state: dict[str, dict[str, Tensor]], settings: dict[str, dict], base: str) -> None:
-    """Write one LoRA in two forms: Diffusers (`pipe.load_lora_weights`) and PEFT (a folder a module)."""
-    folder = Path(folder)
-    metadata = {name: LoraConfig(**settings[name]).to_dict() for name in settings}
-    layers = {f"{name}_lora_layers": state[name] for name in settings}
-    StableDiffusionPipeline.save_lora_weights(
-        folder,
-        weight_name=LORA_FILE,
-        **layers,
-        **{f"{name}_lora_adapter_metadata": _jsonable(metadata[name]) for name in settings},
-    )
-    for name in settings:
-        target = folder / "peft" / name
-        LoraConfig(**settings[name], base_model_name_or_path=base, inference_mode=True).save_pretrained(target)
-        save_file(
-            {f"base_model.model.{key}": value for key, value in state[name].items()},
-            target / "adapter_model.safetensors",
-            metadata={"format": "pt"},
-        )
-
-
-def export_unet(folder: str | Path, unet: UNet2DConditionModel, values: dict[str, Tensor]) -> None:
-    """Write a U-Net for `UNet2DConditionModel.from_pretrained`. `values`: its whole parameters by name in the Denoiser."""
-    unet.save_config(folder)
-    state = {name.removeprefix("unet."): value.detach().float().cpu().contiguous() for name, value in values.items()}
-    save_file(state, Path(folder) / UNET_FILE, metadata={"format": "pt"})
-
-
-def read_adapter(folder: str | Path) -> tuple[dict[str, dict], dict[str, dict[str, Tensor]]]:
-    """Settings and weights of each module of an exported LoRA folder, from its PEFT form."""
-    settings, state = {}, {}
-    for name in MODULES:
-        source = Path(folder) / "peft" / name
-        if source.is_dir():
-            config = json.loads((source / "adapter_config.json").read_text())
-            settings[name] = {key: config[key] for key in ("r", "lora_alpha", "target_modules")}
-            settings[name]["target_modules"] = sorted(settings[name]["target_modules"])
-            weights = load_file(source / "adapter_model.safetensors")
-            state[name] = {key.removeprefix("base_model.model."): value for key, value in weights.items()}
-    if not settings:
-        raise ValueError(f"{folder}: no adapter found; expected {folder}/peft/unet/adapter_config.json")
-    return settings, state
-
-
-def _jsonable(config: dict) -> dict:
-    return json.loads(json.dumps(config, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))

@@ -10,9 +10,10 @@ from torch import Tensor
 from raypref import losses, noising
 from raypref.artifacts import Store, iter_rows
 from raypref.batches import COLUMNS, make_batch
+from raypref.denoiser import BASE, POLICY, Denoiser, active
 from raypref.generation import latent_shape, sample
 from raypref.images import encode, grid, to_uint8
-from raypref.models import BASE, POLICY, Denoiser, active, decode_latents, token_ids
+from raypref.models import decode_latents, token_ids
 from raypref.seeds import seed_of
 from raypref.workers import Context, Job
 
@@ -59,13 +60,14 @@ class HeldOut:
         ids = token_ids(self.pipeline, [row["prompt"] for row in rows]).to(device)
         batch = make_batch(rows, [seed_of("held out", row["pair_id"]) for row in rows], total)
         z0, noise = torch.cat([batch.winner, batch.loser]).to(device), batch.noise.repeat(2, 1, 1, 1).to(device)
+        sizes = batch.sizes.to(device)
         gaps = torch.zeros(len(rows))
         for level in range(TIMESTEPS):
             t = torch.full((2 * len(rows),), total * (2 * level + 1) // (2 * TIMESTEPS), device=device)
             alpha, sigma = noising.alpha_sigma(self.denoiser.alphas_cumprod, t)
             z_t = noising.add_noise(z0, noise, alpha, sigma)
             target = noising.target(z0, noise, alpha, sigma, self.denoiser.prediction)
-            winner, loser = losses.denoising_error(engine(z_t, t, ids, which), target).chunk(2)
+            winner, loser = losses.denoising_error(engine(z_t, t, ids, sizes, which), target).chunk(2)
             gaps += (winner - loser).cpu() / TIMESTEPS
         return gaps
 

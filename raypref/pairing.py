@@ -134,6 +134,8 @@ def _pair_row(id: str, w: dict, l: dict, choice, w_scores, l_scores, w_source: s
         "winner_latent": w["latents"][choice.winner],
         "loser_latent": l["latents"][choice.loser],
         "latent_shape": w["latent_shape"],
+        "winner_size": w["sizes"][choice.winner],
+        "loser_size": l["sizes"][choice.loser],
         "winner_source": w_source,
         "loser_source": l_source,
         "winner_score": w_scores[choice.winner],

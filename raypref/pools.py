@@ -19,7 +19,7 @@ from raypref.artifacts import POOL
 from raypref.batches import latent
 from raypref.config import RunConfig
 from raypref.listing import reject
-from raypref.models import decode_latents
+from raypref.models import decode_latents, unread
 from raypref.seeds import seed_of
 from raypref.sources.fetching import fetch
 
@@ -63,10 +63,17 @@ def pool_shard(
             for j, file in enumerate(files[part])
             if file is None
         ]
-        rows.append(
-            _pool_row(row, files[part], latents[part], seeds[part], strengths if clean is not None else [1.0] * number)
-        )
+        sizes = generation.plain_sizes(pipeline, latents[part]).tolist()
+        given = strengths if clean is not None else [1.0] * number
+        rows.append(_pool_row(row, files[part], latents[part], sizes, seeds[part], given))
     return pa.Table.from_pylist(rows, POOL), rejected
+
+
+def truncation(pipeline, table: pa.Table) -> dict:
+    """Statistics of the prompts of a shard that are longer than the text encoders read: how many, and an example."""
+    rows = zip(table["prompt_id"].to_pylist(), unread(pipeline, table["prompt"].to_pylist()), strict=True)
+    tails = {id: tail for id, tail in rows if tail}
+    return {"truncated": {"prompts": len(tails), "unread": dict(list(tails.items())[:1])}} if tails else {}
 
 
 def _encoded(pipeline, config: RunConfig, latents: Tensor) -> list[bytes | None]:
@@ -83,13 +90,14 @@ def _encoded(pipeline, config: RunConfig, latents: Tensor) -> list[bytes | None]
         return [job.result() if job else None for job in jobs]
 
 
-def _pool_row(row: dict, files: list, latents: Tensor, seeds: list[int], strengths: list[float]) -> dict:
+def _pool_row(row: dict, files: list, latents: Tensor, sizes: list, seeds: list[int], strengths: list[float]) -> dict:
     return {
         "prompt_id": row["id"],
         "prompt": row["prompt"],
         "images": files,
         "latents": [z.half().numpy().tobytes() for z in latents],
         "latent_shape": list(latents.shape[1:]),
+        "sizes": sizes,
         "seeds": seeds,
         "strengths": strengths,
     }
@@ -98,27 +106,30 @@ def _pool_row(row: dict, files: list, latents: Tensor, seeds: list[int], strengt
 def _real_shard(pipeline, config: RunConfig, index: list[dict]) -> tuple[pa.Table, list[dict]]:
     side, data = config.model.resolution, config.data
 
-    def prepare(blob: bytes | Exception) -> np.ndarray | Exception:
+    def prepare(blob: bytes | Exception) -> tuple[np.ndarray, list[int]] | Exception:
         if isinstance(blob, Exception):
             return blob
         try:
-            return images.fit(images.decode(blob, data.max_pixels, data.min_side), (side, side))[0]
+            array, crop = images.fit(images.decode(blob, data.max_pixels, data.min_side), (side, side))
+            return array, [*crop, side, side]
         except images.BadImage as error:
             return error
         except MemoryError:
             return images.BadImage("too_large", "image does not fit into memory")
 
     with ThreadPoolExecutor(images.THREADS) as threads:
-        arrays = list(threads.map(prepare, fetch([json.loads(row["ref"]) for row in index])))
+        found = list(threads.map(prepare, fetch([json.loads(row["ref"]) for row in index])))
     rejected = [
-        reject(row["id"], getattr(a, "reason", "unreadable"), a)
-        for row, a in zip(index, arrays, strict=True)
-        if isinstance(a, Exception)
+        reject(row["id"], getattr(item, "reason", "unreadable"), item)
+        for row, item in zip(index, found, strict=True)
+        if isinstance(item, Exception)
     ]
-    good = [(row, a) for row, a in zip(index, arrays, strict=True) if not isinstance(a, Exception)]
+    good = [(row, *item) for row, item in zip(index, found, strict=True) if not isinstance(item, Exception)]
     if not good:
         return POOL.empty_table(), rejected
-    latents = generation.encode(pipeline, images.to_tensor([a for _, a in good]), config.sampling.batch_size)
-    files = images.encode_many([a for _, a in good], data.image_format, images.THREADS, data.image_quality)
-    rows = [_pool_row(row, [file], z[None], [0], [0.0]) for (row, _), file, z in zip(good, files, latents, strict=True)]
+    index, arrays, sizes = zip(*good, strict=True)
+    latents = generation.encode(pipeline, images.to_tensor(arrays), config.sampling.batch_size)
+    files = images.encode_many(arrays, data.image_format, images.THREADS, data.image_quality)
+    columns = zip(index, files, latents, sizes, strict=True)
+    rows = [_pool_row(row, [file], z[None], [size], [0], [0.0]) for row, file, z, size in columns]
     return pa.Table.from_pylist(rows, POOL), rejected

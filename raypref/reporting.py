@@ -93,7 +93,7 @@ def _report(config: RunConfig, tasks: list[Task], run: Store, pools: Store, timi
         "created": time.strftime("%Y-%m-%d %H:%M"),
         "versions": run.read_json("env.json")["versions"],
         "stages": summary["stages"],
-        "baseline_notes": _notes(summary),
+        "baseline_notes": _notes(summary) + truncated(tasks, pools),
         "curves": {
             task.model: [json.loads(line) for line in run.read(f"{task.path}/metrics.jsonl").splitlines()]
             for task in tasks
@@ -119,6 +119,20 @@ def _notes(summary: dict) -> list[str]:
         notes.append(f"Held-out real images for comparison: {values}.")
     notes += [f"{stage}: {words}." for stage, words in choices(summary).items()]
     return notes
+
+
+def truncated(tasks: list[Task], pools: Store) -> list[str]:
+    """What to know about prompts that are longer than the text encoders read, a sentence a set of prompts."""
+    found = {}
+    for task in tasks:
+        cut = task.kind == "pool" and read_manifest(pools, task.path)["statistics"].get("truncated")
+        if cut:
+            id, tail = next(iter(cut["unread"].items()))
+            found[task.spec["set"]] = (
+                f"{cut['prompts']} prompts of {task.spec['set']} are longer than the text encoder reads. Their ends have no "
+                f"effect on images, though scorers may read them; that of {id} is '{tail[:200]}'."
+            )
+    return list(found.values())
 
 
 def choices(summary: dict) -> dict[str, str]:

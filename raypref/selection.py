@@ -30,6 +30,8 @@ def select(
     l = [i for i, score in enumerate(losers) if not math.isnan(score)]  # noqa: E741
     if not w or not l or (same and len(w) < 2):
         return [], "no usable candidates"
+    if rule.ranks is not None:
+        return _ranked(w, winners, rule)
     rng = random.Random(seed)
     w = _ordered(w, winners, rule.winner == "random", rng, best_first=True)
     l = _ordered(l, losers, rule.loser == "random", rng, best_first=False)  # noqa: E741
@@ -43,6 +45,25 @@ def select(
         else:
             pairs.append(Choice(i, j, gap))
     return pairs, "" if len(pairs) == rule.k else reason
+
+
+def pairs_a_prompt(rule: dict, candidates: int) -> int:
+    """The most pairs that a rule (PairRule as JSON) picks from one prompt."""
+    if rule["ranks"] is None:
+        return rule["k"]
+    least, most = rule["ranks"]
+    return sum(max(0, candidates - apart) for apart in range(least, most + 1))
+
+
+def _ranked(indices: list[int], scores: list[float], rule: PairRule) -> tuple[list[Choice], str]:
+    """Every two images whose ranks differ by `rule.ranks` (Croitoru et al. 2024, arXiv 2405.13637)."""
+    order, (least, most) = sorted(indices, key=lambda i: (-scores[i], i)), rule.ranks
+    both = [(i, j) for place, i in enumerate(order) for j in order[place + least : place + most + 1]]
+    pairs = [Choice(i, j, scores[i] - scores[j]) for i, j in both]
+    kept = [pair for pair in pairs if pair.gap > 0 and pair.gap >= rule.min_gap]
+    if not pairs:
+        return [], "too few candidates for the ranks"
+    return kept, "" if len(kept) == len(pairs) else "tie or gap below min_gap"
 
 
 def _ordered(indices: list[int], scores: list[float], shuffle: bool, rng: random.Random, best_first: bool) -> list[int]:

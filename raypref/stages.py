@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, model_validator
 
 
 class Strict(BaseModel):
@@ -48,6 +48,11 @@ class PairRule(Strict):
     winner: Literal["best", "random", "top"] = Field("best", description="best score, seeded choice, or the top k")
     loser: Literal["worst", "random", "bottom"] = Field("worst", description="worst, seeded choice, or bottom k")
     k: int = Field(1, ge=1, description="for top and bottom: pairs a prompt (i-th best against i-th worst)")
+    ranks: tuple[PositiveInt, PositiveInt] | None = Field(
+        None,
+        description="in place of winner, loser and k: every two images of a prompt whose ranks by the score differ by this "
+        "much, [least, most] (Curriculum-DPO)",
+    )
     first: int | None = Field(None, ge=1, description="use only the first n images of each generated pool")
     scorer: str | None = Field(None, description="name of an entry of `scorers`; none needed when both are random")
     min_gap: float = Field(0.0, description="least score gap; ties are always dropped within one domain")
@@ -140,6 +145,31 @@ class Lora(Strict):
     )
 
 
+class TextLora(Lora):
+    rank: int = Field(64, ge=1)
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "out_proj"), description="suffixes of the module names that get an adapter"
+    )
+
+
+class Loras(Strict):
+    """What a stage trains: a LoRA of each module that is named."""
+
+    unet: Lora | None = None
+    text_encoder: TextLora | None = None
+    text_encoder_2: TextLora | None = Field(None, description="of Stable Diffusion XL")
+
+    @model_validator(mode="after")
+    def _something(self) -> Loras:
+        if not self.modules:
+            raise ValueError("names no module; give unet, text_encoder or text_encoder_2, or null for all of the U-Net")
+        return self
+
+    @property
+    def modules(self) -> dict[str, Lora]:
+        return {name: lora for name in type(self).model_fields if (lora := getattr(self, name)) is not None}
+
+
 class Optim(Strict):
     """AdamW; every count is in optimizer steps, whatever the number of workers."""
 
@@ -159,8 +189,7 @@ class Stage(Strict):
     loser: Domain | None = Field(None, description="none: for the objective sft, which uses no losers")
     pairs: Rule = PairRule()
     objective: Objective = DPO()
-    module: Literal["unet", "text_encoder"] = "unet"
-    lora: Lora | None = Field(None, description="none: all weights of the U-Net are trained, from those of the base")
+    lora: Loras | None = Field(None, description="none: all weights of the U-Net are trained, from those of the base")
     optim: Optim = Optim()
     steps: int = Field(ge=1, description="optimizer steps")
     batch_size: int = Field(ge=1, description="pairs an optimizer step, over all workers")

@@ -20,21 +20,12 @@ import torch
 from torch import Tensor
 
 from raypref import checkpoints, losses, noising
+from raypref.adapters import adapter_state, export, export_unet, read_adapter, take_adapter
 from raypref.artifacts import Store
 from raypref.batches import Batch, Pairs, micro_batches
+from raypref.denoiser import POLICY, REFERENCE, Adapter, Denoiser, add_adapters, train_whole
 from raypref.journal import MetricsLog
-from raypref.models import (
-    POLICY,
-    REFERENCE,
-    Denoiser,
-    adapter_state,
-    add_adapters,
-    export,
-    export_unet,
-    load_pipeline,
-    token_ids,
-    train_whole,
-)
+from raypref.models import load_pipeline, token_ids
 from raypref.monitoring import HeldOut
 from raypref.seeds import seed_of
 from raypref.stages import Optim, Stage, Statistics
@@ -67,8 +58,9 @@ def train_stage(job: Job, context: Context, make_engine: MakeEngine) -> None:
     """
     stage, training, store = job.row, job.config.training, Store(job.run)
     pipeline = load_pipeline(job.config.model, context.device, dtype=torch.float32)
+    base = take_adapter(pipeline, job.config.model)
     denoiser = Denoiser(pipeline)
-    write = _make_trainable(job, denoiser, store)
+    write = _make_trainable(job, denoiser, store, base)
     if training.gradient_checkpointing:
         denoiser.unet.enable_gradient_checkpointing()
     denoiser.train()
@@ -115,21 +107,21 @@ def train_stage(job: Job, context: Context, make_engine: MakeEngine) -> None:
     log.close()
 
 
-def _make_trainable(job: Job, denoiser: Denoiser, store: Store) -> Write:
+def _make_trainable(job: Job, denoiser: Denoiser, store: Store, base: Adapter | None) -> Write:
     """Put the stage's policy and reference into the denoiser; what writes the trained weights."""
     stage = job.row
     if stage.lora is None:
         train_whole(denoiser)
         return lambda folder, values: export_unet(folder, denoiser.unet, values)
     with tempfile.TemporaryDirectory() as folder:
-        start = None
+        start = base
         if job.start:
             store.pull(f"{job.start}/lora", folder)
-            start = folder
-        settings = add_adapters(denoiser, stage.module, stage.lora, start, seed_of(job.config.seed, job.stage, "lora"))
+            start = read_adapter(folder)
+    settings = add_adapters(denoiser, stage.lora, seed_of(job.config.seed, job.stage, "lora"), start, base)
+    trained = {name: settings[name] for name in stage.lora.modules}
     # now, since ZeRO-3 shards it and bfloat16 rounds it: what this stage's LoRA holds and does not train
-    kept = adapter_state(denoiser, {name: settings[name] for name in settings if name != stage.module})
-    trained = {stage.module: settings[stage.module]}
+    kept = adapter_state(denoiser, {name: settings[name] for name in settings if name not in trained})
     return lambda folder, values: export(
         folder, adapter_state(denoiser, trained, values) | kept, settings, job.config.model.base
     )
@@ -173,12 +165,12 @@ def stage_loss(
     sides = [batch.winner] if objective.kind == "sft" else [batch.winner, batch.loser]
     shared = len(sides) == 1 or batch.prompts == batch.loser_prompts
     ids = token_ids(pipeline, batch.prompts if shared else batch.prompts + batch.loser_prompts).to(device)
-    z0 = torch.cat(sides).to(device)
+    z0, sizes = torch.cat(sides).to(device), batch.sizes[: len(sides) * len(batch.winner)].to(device)
     noise, t = batch.noise.to(device).repeat(len(sides), 1, 1, 1), batch.t.to(device).repeat(len(sides))
     alpha, sigma = noising.alpha_sigma(denoiser.alphas_cumprod, t)
     z_t = noising.add_noise(z0, noise, alpha, sigma)
     target = noising.target(z0, noise, alpha, sigma, denoiser.prediction)
-    output = engine(z_t, t, ids, POLICY)
+    output = engine(z_t, t, ids, sizes, POLICY)
     errors = losses.denoising_error(output, target)
     if objective.kind == "sft":
         return losses.sft(errors)
@@ -186,7 +178,7 @@ def stage_loss(
     if objective.kind == "dreambooth":
         return losses.dreambooth(winner, loser, objective.prior)
     with torch.no_grad():
-        reference = engine(z_t, t, ids, REFERENCE)
+        reference = engine(z_t, t, ids, sizes, REFERENCE)
     loss, metrics = losses.dpo(
         winner, loser, *losses.denoising_error(reference, target).chunk(2), objective.beta, batch.label.to(device)
     )

@@ -12,10 +12,11 @@ import torch
 
 from raypref import rewards, scorers
 from raypref.artifacts import Store, iter_rows
+from raypref.denoiser import POLICY, Denoiser, active
 from raypref.generation import latent_shape, sample
 from raypref.images import encode, grid, to_uint8
 from raypref.looks import by_lambda, read_looks, reward_curve
-from raypref.models import POLICY, Denoiser, active, decode_latents
+from raypref.models import decode_latents
 from raypref.scoring import without_token
 from raypref.seeds import seed_of
 from raypref.workers import Context, Job

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raypref.config import RunConfig
-from raypref.models import Denoiser, trainable
+from raypref.denoiser import Denoiser, trainable
 from raypref.stages import Stage
 
 
@@ -20,7 +20,7 @@ class Engine(Protocol):
 
     layout: str  # how `save` lays out a checkpoint: only an engine of the same layout can load it
 
-    def __call__(self, z_t: Tensor, t: Tensor, ids: Tensor, which: str) -> Tensor: ...
+    def __call__(self, z_t: Tensor, t: Tensor, ids: Tensor, sizes: Tensor, which: str) -> Tensor: ...
     def backward(self, loss: Tensor) -> None: ...
     def step(self, lr: float) -> float | None:
         """Clip, update, zero the gradients; the gradient norm before clipping where it is known."""
@@ -105,9 +105,9 @@ class TorchEngine:
         self.parameters = trainable(denoiser)
         self.optimizer = adamw(denoiser, job.row)
 
-    def __call__(self, z_t: Tensor, t: Tensor, ids: Tensor, which: str) -> Tensor:
+    def __call__(self, z_t: Tensor, t: Tensor, ids: Tensor, sizes: Tensor, which: str) -> Tensor:
         with self.autocast():
-            return self.denoiser(z_t, t, ids, which)
+            return self.denoiser(z_t, t, ids, sizes, which)
 
     def backward(self, loss: Tensor) -> None:
         (loss / self.accumulation).backward()

@@ -122,7 +122,7 @@ def configured(recipe: str, *assignments: str) -> RunConfig:
         "data.prompts={kind: prompts, path: prompts.txt}",
         "data.validation_prompts={kind: list, prompts: [a photo]}",
     ]
-    return configure(recipe, None, [*(sources if recipe.endswith("sd15") else []), *assignments])
+    return configure(recipe, None, [*([] if recipe.endswith("mini") else sources), *assignments])
 
 
 def make_config(pipeline: Path | str, *assignments: str) -> RunConfig:
@@ -132,12 +132,12 @@ def make_config(pipeline: Path | str, *assignments: str) -> RunConfig:
         "loser": {"kind": "generated"},
         "pairs": {"scorer": "preference"},
         "objective": {"kind": "dpo", "beta": 20.0},
-        "lora": {"rank": 4},
+        "lora": {"unet": {"rank": 4}},
         "optim": {"lr": 5e-3, "warmup": 2},
         "steps": 6,
         "batch_size": 8,
     }
-    lora = {"rank": 2, "targets": ["q_proj", "v_proj"]}
+    lora = {"text_encoder": {"rank": 2, "targets": ["q_proj", "v_proj"]}}
     tree = {
         "recipe": "test",
         "seed": 5,
@@ -145,7 +145,7 @@ def make_config(pipeline: Path | str, *assignments: str) -> RunConfig:
         "data": {"prompts": {"kind": "renderer", "seed": 1, "count": 40}},
         "sampling": {"steps": 3, "guidance": 2.0, "batch_size": 8},
         "scorers": {"preference": {"kind": "color_statistics"}},
-        "stages": {"easy": stage, "hard": stage, "text_encoder": stage | {"module": "text_encoder", "lora": lora}},
+        "stages": {"easy": stage, "hard": stage, "text_encoder": stage | {"lora": lora}},
         "training": {
             "micro_batch": 4,
             "checkpoint_every": 3,
@@ -173,6 +173,7 @@ def make_pairs(run: Path, path: str, seed: int, rows: int = 40) -> None:
                     "images": [b"an image"] * 3,
                     "latents": [z.astype(np.float16).tobytes() for z in latents],
                     "latent_shape": list(LATENT),
+                    "sizes": [[16, 16, 0, 0, 16, 16]] * 3,
                     "seeds": [0, 1, 2],
                     "strengths": [1.0] * 3,
                 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raypref.config import RunConfig, build
-from raypref.recipes import miniature, sd15
+from raypref.recipes import miniature, sd15, sdxl
 
-RECIPES: dict[str, Callable[[], dict]] = {f.__name__: f for f in (*miniature.RECIPES, *sd15.RECIPES)}
+RECIPES: dict[str, Callable[[], dict]] = {f.__name__: f for f in (*miniature.RECIPES, *sd15.RECIPES, *sdxl.RECIPES)}
 
 
 def configure(

@@ -64,7 +64,12 @@ _LORA = {
         "proj_out",
     ],
 }
-_TRAIN = {"steps": 100, "batch_size": 16, "lora": _LORA, "optim": {"lr": 5e-4, "warmup": 5, "weight_decay": 0.0}}
+_TRAIN = {
+    "steps": 100,
+    "batch_size": 16,
+    "lora": {"unet": _LORA},
+    "optim": {"lr": 5e-4, "warmup": 5, "weight_decay": 0.0},
+}
 
 
 def _easy() -> dict:
@@ -86,10 +91,9 @@ def _text_encoder() -> dict:
         **_TRAIN,
         "winner": {"kind": "generated", "model": "base"},
         "loser": {"kind": "generated", "model": "base"},
-        "module": "text_encoder",
         "steps": 40,
         "optim": {"lr": 1e-4, "warmup": 5, "weight_decay": 0.0},
-        "lora": {"rank": 64, "targets": ["q_proj", "k_proj", "v_proj", "out_proj"]},
+        "lora": {"text_encoder": {}},  # rank 64
         "objective": {"kind": "dpo", "beta": 500},
     }
 
@@ -149,7 +153,7 @@ def rpo_mini() -> dict:
                 "objective": {"kind": "rpo"},
                 "steps": 200,
                 "batch_size": 8,
-                "lora": _LORA,
+                "lora": {"unet": _LORA},
                 "optim": {"lr": 1e-3, "warmup": 5, "weight_decay": 0.0},
                 "validation": {
                     "features": "reward",

@@ -25,7 +25,7 @@ def _sd15(stages: dict) -> dict:
 
 _TRAIN = {
     "batch_size": 64,
-    "lora": {"rank": 8},  # rank (paper)
+    "lora": {"unet": {"rank": 8}},  # rank (paper)
     "optim": {"lr": 1e-5, "warmup": 500},
 }  # (ours)
 _DPO = {"kind": "dpo", "beta": 2500}  # (paper)
@@ -48,9 +48,8 @@ def hgdpo_sd15() -> dict:
                 **_TRAIN,
                 "winner": {"kind": "generated", "model": "base"},
                 "loser": {"kind": "generated", "model": "base"},
-                "module": "text_encoder",
                 "steps": 20_000,
-                "lora": {"rank": 64, "targets": ["q_proj", "k_proj", "v_proj", "out_proj"]},  # rank (paper)
+                "lora": {"text_encoder": {"rank": 64}},  # rank (paper)
                 "objective": _DPO,
             },
         }
@@ -74,6 +73,17 @@ def diffusion_dpo_sd15() -> dict:
     )  # (code)
 
 
+def curriculum_dpo_sd15() -> dict:
+    """Curriculum-DPO baseline (arXiv 2405.13637): pairs far apart in the ranking of a pool first, then ever closer ones too."""
+    pool = {"kind": "generated", "count": 8}  # (ours), as are the ranks and steps
+    stages = {}
+    for name, ranks in (("far", [5, 7]), ("nearer", [3, 7]), ("all", [1, 7])):
+        pairs = {"ranks": ranks, "scorer": "preference"}
+        domains = {"winner": pool | {"model": "base"}, "loser": pool | {"model": "base"}}
+        stages[name] = {**domains, **_TRAIN, "pairs": pairs, "steps": 2000, "objective": {"kind": "dpo", "beta": 5000}}
+    return _sd15(stages)
+
+
 def naive_real_sd15() -> dict:
     """HG-DPO's ablation: real winners against generated losers from the start, without a curriculum."""
     return _sd15({"naive": {**HARD, **_TRAIN, "steps": 340_000, "objective": _DPO}})
@@ -89,7 +99,12 @@ def _subject_sd15(stages: dict) -> dict:
     return dreambench.laid_over(_sd15(stages) | {"scorers": {"reward": {"kind": "align_pair"}}})  # (paper)
 
 
-_SUBJECT = {"steps": 400, "batch_size": 4, "lora": {"rank": 8}, "optim": {"lr": 1e-4}}  # steps (paper); the rest (ours)
+_SUBJECT = {
+    "steps": 400,
+    "batch_size": 4,
+    "lora": {"unet": {"rank": 8}},
+    "optim": {"lr": 1e-4},
+}  # steps (paper); the rest (ours)
 
 
 def rpo_sd15() -> dict:
@@ -145,6 +160,7 @@ def dreambench_sd15() -> dict:
 RECIPES = (
     hgdpo_sd15,
     diffusion_dpo_sd15,
+    curriculum_dpo_sd15,
     naive_real_sd15,
     sft_sd15,
     rpo_sd15,

@@ -126,14 +126,14 @@ class Painter:
             import torch
 
             from raypref.models import load_pipeline
-            from raypref.pools import pool_shard
+            from raypref.pools import pool_shard, truncation
 
         torch.set_num_threads(part.threads)
-        self.make = pool_shard
+        self.make, self.truncation = pool_shard, truncation
         self.work, self.store = work, Store(work.store)
         weights = next(iter(work.pools.values())).spec.get("weights")
         with tempfile.TemporaryDirectory() as folder:
-            trained = {}
+            trained = {"lora": work.config.model.lora} if work.config.model.lora_mode == "continue" else {}
             if weights:
                 Store(work.run).pull(weights, folder)
                 trained = {weights.rpartition("/")[2]: Path(folder)}
@@ -154,7 +154,8 @@ class Painter:
         index = self.store.read_table(f"{task.parents[0]}/{name}.parquet").to_pylist()
         real = self.store.read_table(f"{task.spec['real']}/{name}.parquet").to_pylist() if "real" in task.spec else None
         table, rejected = self.paint(task, index, real)
-        write_shard(self.store, task.path, row["shard"], table, digest(task.fields), rejected)
+        statistics = self.truncation(self.pipeline, table)
+        write_shard(self.store, task.path, row["shard"], table, digest(task.fields), rejected, statistics)
         images = sum(map(len, table["images"].to_pylist()))
         made = {"path": task.path, "kind": "pool", "images": images, "rejected": len(rejected)}
         return row | {"table": _pack(table.select(["prompt_id", "prompt", "images"])), "made": [made]}

@@ -19,6 +19,7 @@ from raypref.remote import cluster, tables
 from raypref.remote.images import build_images
 from raypref.remote.train import train
 from raypref.rundir import claim
+from raypref.selection import pairs_a_prompt
 
 PACKAGES = ("ray", "torch", "deepspeed", "diffusers", "transformers", "peft", "open_clip_torch", "pyarrow")
 
@@ -73,6 +74,8 @@ def make(
         )
         with Progress(name, items, unit) as progress:
             _run(todo, run, pools, config, progress, observe)
+        for sentence in reporting.truncated(todo, pools):
+            print(f"warning: {sentence}", flush=True)
         took = {"seconds": time.monotonic() - clock, "items": progress.done, "unit": unit}
         yield wave[0].path, {"name": name, "kind": wave[0].kind, **took}
 
@@ -127,7 +130,7 @@ def size(todo: list[Task], wave: list[Task], config: RunConfig, pools: Store) ->
         winner, loser = (read_manifest(pools, task.spec[side]["pool"]) for side in ("winner", "loser"))
         if task.spec["rule"]["kind"] == "reward":
             return winner["rows"] * loser["rows"] * (task.spec["loser"]["first"] or 1), "pairs"
-        return winner["rows"] * task.spec["rule"]["k"], "pairs"
+        return winner["rows"] * pairs_a_prompt(task.spec["rule"], images_a_row(winner["fields"])), "pairs"
     if task.kind not in ("pool", "score"):
         return (0, "rows") if task.kind == "index" else (1, "models")
     total = 0

@@ -16,7 +16,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor
 from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
-from raypref.models import Denoiser, trainable
+from raypref.denoiser import Denoiser, trainable
 from raypref.workers import Context, Job, adamw
 
 
@@ -55,8 +55,8 @@ class ZeroEngine:
         )
         self.parameters = trainable(self.engine.module)
 
-    def __call__(self, z_t: Tensor, t: Tensor, ids: Tensor, which: str) -> Tensor:
-        return self.engine(z_t, t, ids, which)
+    def __call__(self, z_t: Tensor, t: Tensor, ids: Tensor, sizes: Tensor, which: str) -> Tensor:
+        return self.engine(z_t, t, ids, sizes, which)
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)

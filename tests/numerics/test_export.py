@@ -8,8 +8,10 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 
+from raypref.adapters import read_adapter
+from raypref.denoiser import BASE, POLICY, active
 from raypref.generation import sample
-from raypref.models import BASE, LORA_FILE, POLICY, active, load_pipeline, read_adapter
+from raypref.models import LORA_FILE, load_pipeline
 from raypref.noising import gaussian
 from tests.conftest import CAPTIONS, LATENT, make_config, make_job, train
 
@@ -21,8 +23,12 @@ TARGETS = "[to_q, to_k, to_v, to_out.0, ff.net.0.proj, conv1, proj_in]"
 def trained(request, tmp_path_factory, tiny):
     """(configuration, folder of the exported LoRA, the engine that trained it)."""
     run = tmp_path_factory.mktemp("run")
-    lora = f"{{lora: {{rank: 4, alpha: {4 if request.param == 'alpha as rank' else 12}, targets: {TARGETS}}}}}"
-    config = make_config(tiny, f"stages={{easy: {lora}, hard: {lora}}}", "stages.text_encoder.lora.alpha=7")
+    lora = (
+        f"{{lora: {{unet: {{rank: 4, alpha: {4 if request.param == 'alpha as rank' else 12}, targets: {TARGETS}}}}}}}"
+    )
+    config = make_config(
+        tiny, f"stages={{easy: {lora}, hard: {lora}}}", "stages.text_encoder.lora.text_encoder.alpha=7"
+    )
     job = make_job(run, config)
     engine = train(job)
     if request.param == "text encoder":
@@ -104,7 +110,7 @@ def test_files_agree_and_are_not_zero(trained):
     config, folder, _ = trained
     settings, state = read_adapter(folder)
     for module, stage in (("unet", "easy"), ("text_encoder", "text_encoder")):
-        lora = config.stages[stage].lora
+        lora = config.stages[stage].lora.modules[module]
         if module in settings:
             assert (settings[module]["r"], settings[module]["lora_alpha"]) == (lora.rank, lora.alpha)
     diffusers = load_file(folder / LORA_FILE)

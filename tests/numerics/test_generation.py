@@ -61,6 +61,23 @@ def test_sampling_equals_diffusers(pipeline, folder, steps, guidance):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("folder", ["tiny"], indirect=True)
+def test_rescaled_guidance_equals_diffusers(pipeline, folder):
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    expected = pipe(
+        CAPTIONS[:3],
+        latents=gaussian(LATENT, SEEDS[:3]),
+        num_inference_steps=4,
+        guidance_scale=5.0,
+        guidance_rescale=0.7,
+        output_type="latent",
+    ).images
+    found = draw(pipeline, CAPTIONS[:3], SEEDS[:3], guidance=5.0, guidance_rescale=0.7)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert (found - draw(pipeline, CAPTIONS[:3], SEEDS[:3], guidance=5.0)).abs().max() > 0.01
+
+
 @pytest.mark.parametrize("strength", [0.2, 0.6, 1.0])
 def test_reconstruction_equals_image_to_image_of_diffusers(pipeline, folder, strength):
     pipe = StableDiffusionImg2ImgPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
@@ -112,6 +129,6 @@ def test_latents_and_images_go_back_and_forth_by_the_scaling_factor(pipeline):
 
 def test_token_ids_fill_the_tokenizers_length(pipeline):
     ids = token_ids(pipeline, ["", CAPTIONS[0], " ".join(CAPTIONS[:4])])
-    assert ids.shape == (3, pipeline.tokenizer.model_max_length)
-    assert (ids[:, 0] == pipeline.tokenizer.bos_token_id).all()
-    assert ids[0, 1] == pipeline.tokenizer.eos_token_id
+    assert ids.shape == (3, 1, pipeline.tokenizer.model_max_length)
+    assert (ids[:, 0, 0] == pipeline.tokenizer.bos_token_id).all()
+    assert ids[0, 0, 1] == pipeline.tokenizer.eos_token_id

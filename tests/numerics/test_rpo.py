@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from raypref import losses, reporting, rewards
+from raypref.adapters import UNET_FILE, read_adapter
 from raypref.artifacts import Store
 from raypref.batches import drawn_label
 from raypref.looks import read_looks, reward_curve
-from raypref.models import UNET_FILE, read_adapter
 from raypref.recipes import configure
 from raypref.remote import images
 from raypref.remote.cluster import Share
@@ -22,7 +22,7 @@ from tests import serial
 SMALL = (
     "model.resolution=16", "sampling.steps=2", "data.image_format=png", "training.workers=1", "training.trackers=[]",
     "training.checkpoint_every=3", "training.log_every=1", "training.validate_pairs=4", "stages.rpo.steps=10",
-    "stages.rpo.lora.targets=[to_q, to_v]", "stages.rpo.optim.warmup=0", "stages.rpo.optim.lr=0.02",
+    "stages.rpo.lora.unet.targets=[to_q, to_v]", "stages.rpo.optim.warmup=0", "stages.rpo.optim.lr=0.02",
     "stages.rpo.validation.every=2", "stages.rpo.validation.images=1", "stages.rpo.validation.patience=null",
 )  # fmt: skip
 

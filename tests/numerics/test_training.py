@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from raypref import artifacts, checkpoints
+from raypref.adapters import read_adapter
 from raypref.artifacts import Store
 from raypref.batches import Pairs
+from raypref.denoiser import POLICY, REFERENCE
 from raypref.journal import read_parts
-from raypref.models import POLICY, REFERENCE, load_pipeline, read_adapter
+from raypref.models import load_pipeline
 from raypref.seeds import seed_of
 from raypref.workers import Alone, TorchEngine
 from tests.conftest import make_config, make_job, make_pairs, read_rows, train
@@ -334,7 +336,7 @@ def test_epsilon_model_trains(run, tiny_epsilon):
 
 # what goes wrong
 
-NOWHERE = "stages={easy: LORA, hard: LORA}".replace("LORA", "{lora: {targets: [nowhere]}}")
+NOWHERE = "stages={easy: LORA, hard: LORA}".replace("LORA", "{lora: {unet: {targets: [nowhere]}}}")
 
 
 @pytest.mark.parametrize("log_every", [1, 6])
@@ -376,7 +378,7 @@ def test_no_pairs_to_train_on_is_said(tmp_path, tiny):
 @pytest.mark.parametrize(
     "assignment, message",
     [
-        (NOWHERE, r"lora\.targets=\['nowhere'\]: no such layers in UNet2DConditionModel"),
+        (NOWHERE, r"lora\.unet\.targets=\['nowhere'\]: no such layers in UNet2DConditionModel"),
         ("model.resolution=17", "model.resolution=17 is not a multiple of the VAE's factor 2"),
         ("model.base=/no/such/folder", "model.base='/no/such/folder' cannot be loaded"),
     ],

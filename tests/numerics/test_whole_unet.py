@@ -8,8 +8,9 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from raypref import checkpoints
 from raypref.artifacts import Store
+from raypref.denoiser import BASE, POLICY, REFERENCE
 from raypref.generation import sample
-from raypref.models import BASE, POLICY, REFERENCE, load_pipeline
+from raypref.models import load_pipeline
 from raypref.noising import gaussian
 from tests.conftest import CAPTIONS, LATENT, make_config, make_job, read_rows, train
 from tests.numerics.test_export import SEEDS, drawn_by_diffusers, drawn_in_training
@@ -66,13 +67,14 @@ def test_all_of_the_unet_changes_and_nothing_else(plain, base):
 
 def test_the_reference_and_the_base_are_the_copy(plain, tiny):
     _, engine = plain
-    z, t, ids = gaussian(LATENT, SEEDS), torch.tensor([5, 500, 900]), torch.ones(3, 8, dtype=torch.long)
+    z, t, ids = gaussian(LATENT, SEEDS), torch.tensor([5, 500, 900]), torch.ones(3, 1, 8, dtype=torch.long)
+    sizes = torch.tensor([[16, 16, 0, 0, 16, 16]] * 3)
     unet = UNet2DConditionModel.from_pretrained(tiny / "unet").eval()
     with torch.no_grad():
-        expected = unet(z, t, engine.denoiser.text_encoder(ids)[0]).sample
+        expected = unet(z, t, engine.denoiser.text_encoder(ids[:, 0])[0]).sample
         for which in (REFERENCE, BASE):
-            torch.testing.assert_close(engine.denoiser(z, t, ids, which), expected)
-        assert (engine.denoiser(z, t, ids, POLICY) - expected).abs().max() > 0.01
+            torch.testing.assert_close(engine.denoiser(z, t, ids, sizes, which), expected)
+        assert (engine.denoiser(z, t, ids, sizes, POLICY) - expected).abs().max() > 0.01
 
 
 def test_diffusers_and_own_loader_draw_what_the_trained_model_draws(plain, tiny):

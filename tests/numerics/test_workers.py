@@ -12,18 +12,25 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
-from raypref import checkpoints
+from raypref.adapters import UNET_FILE, read_adapter
 from raypref.artifacts import Store
-from raypref.models import UNET_FILE, read_adapter
+from raypref.checkpoints import complete
+from tests import checkpoints
 from tests.conftest import make_config, make_job, read_rows, train
 
 LR = 5e-3
-WIDE = "stages={easy: {lora: LORA}, hard: {lora: LORA}}".replace("LORA", "{rank: 4096, targets: [ff.net.2]}")
+WIDE = "stages={easy: {lora: LORA}, hard: {lora: LORA}}".replace("LORA", "{unet: {rank: 4096, targets: [ff.net.2]}}")
 SHORT = ("stages.easy.steps=4", "training.checkpoint_every=2", "training.validate_every=4", "training.validate_pairs=4")
 TEXT = ("stages.text_encoder.steps=2", "stages.text_encoder.optim.warmup=0", "training.validate_pairs=2")
 EMA = (*SHORT, "stages.easy.optim.ema=0.5")
 WHOLE = (*SHORT, "stages.easy.lora=null", "stages.hard.start=base", "stages.text_encoder.start=base")
 TWO = ("training.workers=2", "training.micro_batch=4")
+BOTH = "{rank: 2, targets: [q_proj, v_proj]}"
+XL = (
+    *TEXT,
+    "stages.text_encoder.start=base",
+    f"stages.text_encoder.lora={{unet: {{rank: 2}}, text_encoder: {BOTH}, text_encoder_2: {BOTH}}}",
+)
 SCENARIOS = {
     "zero0": ("easy", *SHORT, *TWO, "training.zero_stage=0"),
     "zero1": ("easy", *SHORT, *TWO, "training.zero_stage=1", "training.micro_batch=1"),
@@ -37,6 +44,9 @@ SCENARIOS = {
     "whole3": ("easy", *WHOLE, *TWO, "training.zero_stage=3"),
     # the adapter is larger than what DeepSpeed never shards
     "text3": ("text_encoder", *TEXT, *TWO, "training.zero_stage=3", WIDE),
+    # Stable Diffusion XL, whose first text encoder has a last layer that gets no gradient
+    "xl2": ("text_encoder", *XL, *TWO, "training.zero_stage=2"),
+    "xl3": ("text_encoder", *XL, *TWO, "training.zero_stage=3"),
 }
 
 
@@ -74,8 +84,8 @@ def work(rank: int, run, pipeline) -> None:
             return super().step(lr)
 
     for name, (stage, *assignments) in SCENARIOS.items():
-        config = make_config(pipeline, *assignments)
-        start = "train/wide" if stage == "text_encoder" else None
+        config = make_config(run / "xl" if name.startswith("xl") else pipeline, *assignments)
+        start = "train/wide" if name == "text3" else None
         job = make_job(run, config, stage, start, f"train/{name}")
         if name.startswith("stopped"):
             with pytest.raises(InterruptedError):
@@ -97,6 +107,7 @@ def run(tmp_path_factory, tiny):
     for name, settings in (("plain", SHORT), ("plain_ema", EMA), ("plain_whole", WHOLE), ("wide", wide)):
         train(make_job(run, make_config(tiny, *settings), path=f"train/{name}"))
     train(make_job(run, make_config(tiny, *TEXT, WIDE), "text_encoder", "train/wide", "train/plain_text"))
+    train(make_job(run, make_config(checkpoints.sdxl(run / "xl"), *XL), "text_encoder", path="train/plain_xl"))
     mp.spawn(work, (run, tiny), nprocs=2)
     return run
 
@@ -147,7 +158,7 @@ def test_resumed_zero_run_equals_an_uninterrupted_one(run, tiny, stage):
     losses = [[(row["step"], row["loss"]) for row in rows(run, f"{name}{stage}", tiny)] for name in ("zero", "stopped")]
     assert losses[0] == losses[1]
     assert [step for step, _ in losses[0]] == [1, 2, 3, 4]
-    assert checkpoints.complete(Store(str(run)), f"train/stopped{stage}") == [2, 4]
+    assert complete(Store(str(run)), f"train/stopped{stage}") == [2, 4]
 
 
 def test_bfloat16_under_zero_stays_near_float32(run, tiny):
@@ -168,6 +179,14 @@ def test_text_encoder_stage_under_zero_3_exports_the_frozen_part_whole(run):
         assert found[name].shape == value.shape, name
         assert torch.equal(found[name], value), name
     for name in expected.keys() - start.keys():
+        torch.testing.assert_close(found[name], expected[name], atol=2e-3 * LR, rtol=0)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_trains_both_text_encoders_of_sdxl_with_the_unet(run, stage):
+    expected, found = adapter(run, "plain_xl"), adapter(run, f"xl{stage}")
+    assert found.keys() == expected.keys()
+    for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=2e-3 * LR, rtol=0)
 
 

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from raypref import rewards
+from raypref.adapters import read_adapter
 from raypref.artifacts import Store, iter_rows
 from raypref.looks import read_looks, reward_curve
 from raypref.mini import renderer
-from raypref.models import read_adapter
 from raypref.recipes import configure
 from raypref.remote.evaluate import evaluate_job
 from raypref.remote.subjects import execute_all
@@ -25,7 +25,7 @@ from tests.remote import world
 SMALL = (
     "model.resolution=16", "sampling.steps=2", "training.micro_batch=2", "training.checkpoint_every=4",
     "training.log_every=1", "training.validate_pairs=4", "stages.rpo.steps=4", "stages.rpo.batch_size=4",
-    "stages.rpo.lora.targets=[to_q, to_v]", "stages.rpo.optim.warmup=0", "stages.rpo.optim.lr=0.02",
+    "stages.rpo.lora.unet.targets=[to_q, to_v]", "stages.rpo.optim.warmup=0", "stages.rpo.optim.lr=0.02",
     "stages.rpo.validation.every=2", "stages.rpo.validation.images=1", "resources.generate.cpus=0.3",
     "resources.score.cpus=0.2", "resources.train.cpus=0.3", "data.prompts.prompts=[a sks toy, a red sks toy]",
     "data.validation_prompts.prompts=[a sks toy in a box, a sks toy on a shelf, a blue sks toy]",

@@ -48,10 +48,10 @@ def test_unknown_key_is_refused_with_a_suggestion(assignment, expected):
     "assignment, path, given",
     [
         ("seed=-1", "seed", "-1"),
-        ("stages.easy.lora.rank=eight", "stages.easy.lora.rank", "'eight'"),
+        ("stages.easy.lora.unet.rank=eight", "stages.easy.lora.unet.rank", "'eight'"),
         ("stages.easy.steps=0", "stages.easy.steps", "0"),
         ("stages.easy.objective.beta=0", "stages.easy.objective.beta", "0"),
-        ("stages.easy.lora.targets=to_q", "stages.easy.lora.targets", "'to_q'"),
+        ("stages.easy.lora.unet.targets=to_q", "stages.easy.lora.unet.targets", "'to_q'"),
         ("training.zero_stage=4", "training.zero_stage", "4"),
         ("data.holdout=1", "data.holdout", "1"),
         ("stages.normal.winner.strengths=[]", "stages.normal.winner.strengths", "[]"),
@@ -148,14 +148,20 @@ def test_all_problems_come_in_one_message():
             "stages.normal.start: 'previous' (easy) trains all of the U-Net (it has no lora), which no stage goes on from; set "
             "start=base or an earlier stage with a lora",
         ),
+        (["stages.easy.pairs.ranks=[3, 1]"], "stages.easy.pairs.ranks: [3, 1] must be [least, most]"),
         (
-            ["stages.text_encoder.lora=null", "stages.text_encoder.start=base"],
-            "stages.text_encoder.lora: none trains all of the U-Net, but module is text_encoder; give a lora, or module=unet",
+            ["stages.easy.pairs.ranks=[8, 9]"],
+            "stages.easy: ranks of 8 candidate(s) a prompt never differ by 8; raise count",
+        ),
+        (["stages.hard.pairs.ranks=[1, 1]"], "stages.hard.pairs.ranks: compares images of one domain by a scorer"),
+        (
+            ["stages.easy.lora.unet=null"],
+            "stages.easy.lora: names no module; give unet, text_encoder or text_encoder_2, or null",
         ),
         (["resources.train.actors=2"], "resources.train.actors: the number of training workers is training.workers"),
         (
-            ["stages.hard.lora.rank=4"],
-            "stages.hard.lora: differs from that of an earlier stage of the same unet, whose adapter it continues",
+            ["stages.hard.lora.unet.rank=4"],
+            "stages.hard.lora.unet: differs from that of an earlier stage, whose adapter it continues",
         ),
     ],
 )
@@ -192,8 +198,9 @@ def with_stage(name: str) -> dict:
     [
         ["stages.easy.pairs={winner: top, loser: bottom, k: 4}"],
         ["stages.easy.pairs.first=2"],
-        ["stages.hard.lora.rank=4", "stages.hard.start=base"],  # nothing that it continues
-        ["stages.hard.lora.rank=4", "stages.hard.module=text_encoder", "stages.text_encoder=null"],
+        ["stages.hard.lora.unet.rank=4", "stages.hard.start=base"],  # nothing that it continues
+        ["stages.hard.lora={unet: null, text_encoder: {rank: 4}}", "stages.text_encoder=null"],
+        ["stages.hard.lora.text_encoder.rank=64"],  # together with the U-Net
         ["stages.hard.start=easy"],
         ["stages.easy.lora=null", "stages.normal.start=base"],  # nothing goes on from easy
         ["stages.hard.lora=null", "stages.hard.start=base", "stages.text_encoder.start=normal"],
@@ -258,12 +265,14 @@ def test_stages_can_be_removed_and_added():
     assert start_of(config, "hard") == "easy"
 
 
-@pytest.mark.parametrize("change", [{"lora": None}, {"lora": {"rank": 2}}])
+@pytest.mark.parametrize("change", [{"lora": None}, {"lora": {"unet": {"rank": 2}}}])
 def test_null_is_no_lora(change):
     """Over a recipe's LoRA, where null takes a mapping away, and over a stage that has none."""
     for base in ("rpo_mini", configure("rpo_mini", None, ["stages.rpo.lora=null"]).model_dump(mode="json")):
         stage = configure(base, [{"stages": {"rpo": change}}]).stages["rpo"]
-        assert (stage.lora and stage.lora.rank, stage.output) == ((2, "lora") if change["lora"] else (None, "unet"))
+        assert (stage.lora and stage.lora.unet.rank, stage.output) == (
+            (2, "lora") if change["lora"] else (None, "unet")
+        )
 
 
 @pytest.mark.parametrize("start", ["easy", "foo"])

@@ -23,6 +23,7 @@ def side(rows: dict[str, list], scores: dict[str, list] | None, source="pool", f
             "images": [f"{source}{id}{i}".encode() if there else None for i, there in enumerate(present)],
             "latents": [np.full((1, 1, 2), i, np.float16).tobytes() for i in range(len(present))],
             "latent_shape": [1, 1, 2],
+            "sizes": [[8, 16, i, 0, 8, 16] for i in range(len(present))],
             "seeds": list(range(len(present))),
             "strengths": [1.0] * len(present),
         }
@@ -53,6 +54,8 @@ def test_a_pair_holds_all_that_training_needs():
             "winner_latent": np.full(2, 2, np.float16).tobytes(),
             "loser_latent": np.full(2, 1, np.float16).tobytes(),
             "latent_shape": [1, 1, 2],
+            "winner_size": [8, 16, 2, 0, 8, 16],
+            "loser_size": [8, 16, 1, 0, 8, 16],
             "winner_source": "pool",
             "loser_source": "pool",
             "winner_score": 0.75,

@@ -59,6 +59,7 @@ def test_row_of_a_drawn_pool(config, pipeline):
         assert row["seeds"] == [seed_of(5, "generated", "prompts", row["prompt_id"], i) for i in range(2)]
         assert row["strengths"] == [1.0, 1.0]
         assert row["latent_shape"] == list(LATENT)
+        assert row["sizes"] == [[16, 16, 0, 0, 16, 16]] * 2
         for file, data in zip(row["images"], row["latents"], strict=True):
             # the file is the decoded latent, up to the latent's half precision
             with torch.inference_mode():
@@ -109,6 +110,17 @@ def test_latent_too_large_for_half_precision_is_set_aside(config, pipeline):
     assert len(rejected) == 2
 
 
+def test_prompts_that_are_cut_short_are_counted_with_an_example(config, pipeline):
+    rows = index(0, 1, 2)
+    rows[1]["prompt"] = rows[2]["prompt"] = " ".join(rows[1]["prompt"].split() * 9)
+    table, _ = pools.pool_shard(pipeline, config, GENERATED, rows, None)
+    (cut,) = pools.truncation(pipeline, table).values()
+    assert cut["prompts"] == 2
+    ((id, tail),) = cut["unread"].items()
+    assert id == "p1" and tail and rows[1]["prompt"].endswith(tail[-10:])
+    assert pools.truncation(pipeline, table.slice(0, 1)) == {}
+
+
 def test_empty_shards(config, pipeline):
     for spec in (GENERATED, REAL):
         table, rejected = pools.pool_shard(pipeline, config, spec, [], None)
@@ -125,7 +137,8 @@ def test_row_of_a_real_pool(config, pipeline, real_index):
     for i, row in enumerate(rows):
         caption, array = renderer.person(2, i)
         assert row["prompt"] == caption
-        expected = images.fit(images.Image.fromarray(array), (16, 16))[0]
+        expected, crop = images.fit(images.Image.fromarray(array), (16, 16))
+        assert row["sizes"] == [[*crop, 16, 16]] == [[*array.shape[:2], *crop[2:], 16, 16]]
         (file,) = row["images"]
         pixels = np.array(images.decode(file, 10**6, 1))
         assert np.array_equal(pixels, expected)  # PNG loses nothing

@@ -64,8 +64,8 @@ def test_hgdpo_is_the_papers():
         ("generated", "generated"),
     ]
     assert [s.steps for s in stages.values()][:3] == [300_000, 20_000, 20_000]
-    assert [s.lora.rank for s in stages.values()] == [8, 8, 8, 64]
-    assert [s.module for s in stages.values()] == ["unet", "unet", "unet", "text_encoder"]
+    assert [lora.rank for s in stages.values() for lora in s.lora.modules.values()] == [8, 8, 8, 64]
+    assert [[*s.lora.modules] for s in stages.values()] == [["unet"]] * 3 + [["text_encoder"]]
     assert {s.objective.beta for s in stages.values()} == {2500}
     assert [s.objective.statistics is not None for s in stages.values()] == [True, False, False, False]
     assert {s.start for s in stages.values()} == {"previous"}
@@ -80,7 +80,7 @@ def test_hgdpo_is_the_papers():
 def test_full_recipes_train_the_whole_unet_as_the_paper_does():
     """The paper: RPO of the full U-Net at a learning rate of 5e-6, one pair a step, the best of 400 by looks at every 40th."""
     stage = configured("rpo_full_sd15").stages["rpo"]
-    assert (stage.lora, stage.module, stage.optim.lr, stage.batch_size, stage.steps) == (None, "unet", 5e-6, 1, 400)
+    assert (stage.lora, stage.optim.lr, stage.batch_size, stage.steps) == (None, 5e-6, 1, 400)
     assert stage.validation.every == 40 and stage.validation.watch
     baseline = configured("dreambooth_full_sd15").stages["dreambooth"]
     assert (baseline.lora, baseline.optim, baseline.batch_size) == (None, stage.optim, 1)

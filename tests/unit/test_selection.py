@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from raypref.selection import Choice, select
+from raypref.selection import Choice, pairs_a_prompt, select
 from raypref.stages import PairRule
 
 NAN = math.nan
@@ -139,3 +139,22 @@ def test_random_winner_below_its_loser_is_dropped():
     rule = PairRule(winner="random", loser="random", scorer="s", min_gap=-5)
     outcomes = [select([1.0, 2.0], [1.0, 2.0], rule, seed, same=True) for seed in range(64)]
     assert {tuple(indices(pairs)) for pairs, _ in outcomes} == {(), ((1, 0),)}
+
+
+def test_ranks_pair_every_two_images_that_are_as_far_apart():
+    scores = [3.0, 9.0, 1.0, 5.0]  # in order: 1, 3, 0, 2
+    for ranks, expected in (((3, 3), [(1, 2)]), ((2, 3), [(1, 0), (1, 2), (3, 2)]), ((1, 1), [(1, 3), (3, 0), (0, 2)])):
+        pairs, reason = select(scores, scores, PairRule(scorer="s", ranks=ranks), 0, same=True)
+        assert (indices(pairs), reason) == (expected, "")
+        assert all(c.gap == scores[c.winner] - scores[c.loser] > 0 for c in pairs)
+        assert len(pairs) == pairs_a_prompt({"ranks": ranks, "k": 1}, 4)
+    assert pairs_a_prompt({"ranks": None, "k": 3}, 8) == 3
+
+
+def test_ranks_leave_out_ties_small_gaps_and_images_that_are_set_aside():
+    scores = [2.0, NAN, 2.0, 1.0]
+    found = select(scores, scores, PairRule(scorer="s", ranks=(1, 3)), 0, same=True)
+    assert (indices(found[0]), found[1]) == ([(0, 3), (2, 3)], "tie or gap below min_gap")
+    assert select(scores, scores, PairRule(scorer="s", ranks=(1, 3), min_gap=1.5), 0, same=True)[0] == []
+    found = select(scores, scores, PairRule(scorer="s", ranks=(3, 5)), 0, same=True)
+    assert found == ([], "too few candidates for the ranks")
