@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import yaml
+
 from raypref.metrics import mean_interval
 
-# Small enough for two runs side by side on two cores: much of a small run is start-up. It changes no number but by rounding.
-SIDE_BY_SIDE = {
-    "training": {"workers": 1, "micro_batch": 8},
-    "resources": {"generate": {"actors": 1, "cpus": 0.5}, "score": {"cpus": 0.4}},
-}
+SIDE_BY_SIDE = yaml.safe_load((Path(__file__).parents[1] / "jobs/two_at_once.yaml").read_text())
 RESULTS = Path(__file__).parent / "results"
 # (claim, metric, left, right): it holds when left is above right, repeat by repeat, with a 95 % interval above zero
 Claim = tuple[str, str, str, str]

@@ -113,6 +113,9 @@ class TorchEngine:
         (loss / self.accumulation).backward()
 
     def step(self, lr: float) -> float | None:
+        for parameter in self.parameters.values():
+            if parameter.grad is None:  # took no part; under ZeRO, too, it decays
+                parameter.grad = torch.zeros_like(parameter)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
