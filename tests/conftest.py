@@ -158,13 +158,13 @@ def make_config(pipeline: Path | str, *assignments: str) -> RunConfig:
     return build(tree, None, list(assignments))
 
 
-def make_pairs(run: Path, path: str, seed: int, rows: int = 40) -> None:
+def make_pairs(run: Path, path: str, seed: int, rows: int = 40, latent: tuple[int, int, int] = LATENT) -> None:
     """A pairs artifact of two shards, selected by `pair_shard` from random latents whose score is their mean."""
     store, per_shard, tables = Store(str(run)), 24, []
     for shard, start in enumerate(range(0, rows, per_shard)):
         pool, scores = [], []
         for i in range(start, min(rows, start + per_shard)):
-            latents = gaussian(LATENT, [seed_of(seed, i, j) for j in range(3)]).numpy()
+            latents = gaussian(latent, [seed_of(seed, i, j) for j in range(3)]).numpy()
             latents += np.array([-0.3, 0.0, 0.3], np.float32).reshape(3, 1, 1, 1)
             pool.append(
                 {
@@ -172,7 +172,7 @@ def make_pairs(run: Path, path: str, seed: int, rows: int = 40) -> None:
                     "prompt": CAPTIONS[i % len(CAPTIONS)],
                     "images": [b"an image"] * 3,
                     "latents": [z.astype(np.float16).tobytes() for z in latents],
-                    "latent_shape": list(LATENT),
+                    "latent_shape": list(latent),
                     "sizes": [[16, 16, 0, 0, 16, 16]] * 3,
                     "seeds": [0, 1, 2],
                     "strengths": [1.0] * 3,
@@ -191,11 +191,13 @@ def make_pairs(run: Path, path: str, seed: int, rows: int = 40) -> None:
     artifacts.finalize(store, path, "pairs", {"seed": seed}, len(tables))
 
 
-def make_job(run: Path, config: RunConfig, stage: str = "easy", start: str | None = None, path: str = "train/a") -> Job:
+def make_job(
+    run: Path, config: RunConfig, stage: str = "easy", start: str | None = None, path: str = "train/a", latent=LATENT
+) -> Job:
     """A stage's job in a run directory, whose pairs are made when they are not there yet."""
     for name, seed, rows in (("pairs/train", 11, 40), ("pairs/held_out", 12, 8)):
         if not (run / name / "manifest.json").exists():
-            make_pairs(run, name, seed, rows)
+            make_pairs(run, name, seed, rows, latent)
     return Job(config, stage, path, "pairs/train", "pairs/held_out", start, str(run))
 
 
