@@ -86,7 +86,7 @@ def image_of(number: int) -> bytes:
     return images.encode(np.full((16, 16, 3), number % 256, np.uint8), "png")
 
 
-def write_pairs(store: Store, path: str, shards: int = 3, rows: int = 30) -> None:
+def write_pairs(store: Store, path: str, shards: int = 3, rows: int = 30, scored: bool = True) -> None:
     """Two pairs a prompt. Every fifth label is a probability; an image that wins also loses against another one."""
     for shard in range(shards):
         found = []
@@ -105,8 +105,8 @@ def write_pairs(store: Store, path: str, shards: int = 3, rows: int = 30) -> Non
                     "latent_shape": list(LATENT),
                     "winner_source": "base-generated-prompts",
                     "loser_source": "base-generated-prompts",
-                    "winner_score": 1.0 + i / 100,
-                    "loser_score": 0.5,
+                    "winner_score": 1.0 + i / 100 if scored else None,
+                    "loser_score": 0.5 if scored else None,
                     "label": 0.75 if i % 5 == 0 else 1.0,
                 }
             )

@@ -43,9 +43,8 @@ def export(
     One format fills the folder itself, each of several a folder of its name in it. Raises ValueError for an `out` that
     is not empty and for a stage that is not there; then, and on any other error, nothing is left behind.
     """
-    out = _new_folder(out)
-    formats = list(dict.fromkeys(formats))
-    finished = find(run, stage, "pairs" if formats == ["pairs"] else "train", options.base if options else None)
+    out, formats, options = _new_folder(out), list(dict.fromkeys(formats)), options or Options()
+    finished = find(run, stage, "pairs" if formats == ["pairs"] else "train", options.base)
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         for name in formats:
@@ -53,7 +52,7 @@ def export(
             folder.mkdir(parents=True)
             module, function = FORMATS[name].split(":")
             write = getattr(import_module(f"{__name__}.{module}"), function)
-            write(finished, folder, options or Options())
+            write(finished, folder, options)
         os.replace(temporary, out)  # takes the place of an empty folder, too
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

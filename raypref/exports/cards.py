@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 import yaml
+from pydantic import BaseModel
 
 from raypref.artifacts import read_manifest
 from raypref.config import RunConfig
@@ -40,7 +40,7 @@ def write_model_card(finished: Finished, folder: Path, options: Options, form: s
     rows = run.read_json("summary.json")["stages"] if run.exists("summary.json") else []
     kinds = dict.fromkeys(config.stages[name].objective.kind for name in chain)
     front = {
-        **_on_hub(config.model.base, "adapter" if adapter else "finetune"),
+        **hub_link(config.model.base, "adapter" if adapter else "finetune"),
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
         "tags": ["text-to-image", "diffusers", *(["lora"] if adapter else []), *kinds],
@@ -52,7 +52,7 @@ def write_model_card(finished: Finished, folder: Path, options: Options, form: s
         "whole": finished.stage.output == "unet",
         "grid": GRID if (folder / GRID).exists() else None,
         "metrics": table([row for row in rows if row["name"] in ("base", *chain)]) if rows else None,
-        "settings": _yaml({name: json.loads(config.stages[name].model_dump_json()) for name in chain}),
+        "settings": _settings({name: config.stages[name] for name in chain}),
     }
     _write(folder, "model_card.md.j2", front, _common(finished, options) | values)
 
@@ -74,7 +74,7 @@ def write_dataset_card(finished: Finished, folder: Path, options: Options, told:
         "sources": told.sources.most_common(),
         "dropped": statistics.get("dropped", {}),
         "stage_rule": finished.stage.pairs,
-        "rule": _yaml(json.loads(finished.stage.pairs.model_dump_json())),
+        "rule": _settings({"pairs": finished.stage.pairs}),
         "histogram": histogram,
     }
     _write(folder, "dataset_card.md.j2", front, _common(finished, options) | values)
@@ -113,7 +113,7 @@ def public_name(location: str) -> str:
     return os.path.basename(location.rstrip("/")) if local else location
 
 
-def _on_hub(base: str, relation: str) -> dict[str, str]:
+def hub_link(base: str, relation: str) -> dict[str, str]:
     """The hub's link to a base model that is on it: a folder's name would link to nothing."""
     hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) and not os.path.exists(base)
     return {"base_model": base, "base_model_relation": relation} if hub else {}
@@ -130,6 +130,12 @@ def _write(folder: Path, template: str, front: dict, values: dict) -> None:
     )
     text = environment.get_template(template).render(values)
     (folder / "README.md").write_text(f"---\n{_yaml(front)}---\n\n{text.strip()}\n", encoding="utf-8")
+
+
+def _settings(parts: dict[str, BaseModel]) -> str:
+    """Parts of a configuration, what is not set left out, short lists and mappings on one line."""
+    tree = {name: part.model_dump(mode="json", exclude_none=True) for name, part in parts.items()}
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
 
 
 def _yaml(value: Any) -> str:

@@ -42,11 +42,11 @@ class Finished:
 
     @contextlib.contextmanager
     def weights(self, kind: Literal["lora", "unet"]) -> Iterator[Path]:
-        """The local folder of what the stage has trained. Raises ValueError when it has trained something else."""
+        """The local folder of what the stage has trained. Raises ValueError where that is no LoRA and should be one."""
         if self.stage.output != kind:
-            had = {"lora": "a LoRA", "unet": "all of the U-Net"}[self.stage.output]
-            fit = {"lora": "any of kohya, diffusers, peft", "unet": "diffusers or pipeline"}[self.stage.output]
-            raise ValueError(f"stage {self.name} has trained {had}, which has no such form; use --as {fit}")
+            raise ValueError(
+                f"stage {self.name} has trained all of the U-Net, which has no such form; use --as diffusers or pipeline"
+            )
         path = f"{self.task.path}/{kind}"
         if self.run.local is not None:
             yield self.run.local / path

@@ -130,7 +130,9 @@ def metadata(adapters: Adapters, base: Base) -> dict[str, str]:
         str(kind(*values)) if len(values) == 1 else "Dynamic"
         for kind, values in zip((int, float), told.values(), strict=True)
     )
-    kernels = any(value.ndim == 4 and value.shape[2] > 1 for _, state in adapters.values() for value in state.values())
+    settings, state = adapters.get("unet", ({}, {}))
+    kernels = any(value.ndim == 4 and value.shape[2] > 1 for value in state.values())
+    convolutions = {"conv_dim": str(settings["r"]), "conv_alpha": str(float(settings["lora_alpha"]))} if kernels else {}
     version = "sdxl_base_v1-0" if base.sdxl else f"sd_v{2 if base.v2 else 1}{'_v' if base.velocity else ''}"
     second = "stable-diffusion-v2-768-v" if base.velocity else "stable-diffusion-v2-512"
     architecture = "stable-diffusion-xl-v1-base" if base.sdxl else second if base.v2 else "stable-diffusion-v1"
@@ -138,7 +140,7 @@ def metadata(adapters: Adapters, base: Base) -> dict[str, str]:
         "ss_network_module": "networks.lora",
         "ss_network_dim": rank,
         "ss_network_alpha": alpha,
-        "ss_network_args": json.dumps({"conv_dim": rank, "conv_alpha": alpha} if kernels else {}),
+        "ss_network_args": json.dumps(convolutions),
         "ss_v2": str(base.v2),
         "ss_base_model_version": version,
         "modelspec.sai_model_spec": "1.0.0",

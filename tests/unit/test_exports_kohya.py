@@ -123,9 +123,10 @@ def test_the_metadata_is_text_that_says_ranks_and_base(exported, tiny):
     assert all(type(value) is str for value in found.values())
     assert (found["ss_network_module"], found["ss_base_model_version"]) == ("networks.lora", "sd_v1")
     assert found["ss_network_dim"] == found["ss_network_alpha"] == "Dynamic"  # the text encoder has another rank
+    assert found["ss_network_args"] == '{"conv_dim": "4", "conv_alpha": "12.0"}'
     alone = metadata({"unet": both["unet"]}, Base(v2=True, velocity=True))
     assert (alone["ss_network_dim"], alone["ss_network_alpha"]) == ("4", str(float(ALPHA)))
-    assert alone["ss_network_args"] == '{"conv_dim": "4", "conv_alpha": "12.0"}'
+    assert metadata({"text_encoder": both["text_encoder"]}, Base())["ss_network_args"] == "{}"
     assert (alone["ss_v2"], alone["ss_base_model_version"]) == ("True", "sd_v2_v")
     assert alone["modelspec.architecture"] == "stable-diffusion-v2-768-v/lora"
     assert alone["modelspec.prediction_type"] == "v"
