@@ -21,7 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from raypref.exports.kohya import Base, convert, layer_name, metadata, original_path, read_base
+from raypref.exports.kohya import convert, metadata, read_base
+from raypref.exports.kohya_names import Base, layer_name, original_path
 from raypref.models import export, read_adapter
 from raypref.noising import gaussian
 from tests.conftest import CAPTIONS, LATENT, fill
