@@ -1,6 +1,7 @@
 """A LoRA as kohya's sd-scripts write it, which ComfyUI and A1111 read, too.
 
-The names are in kohya_names.py. The tensors are those of PEFT: alpha is written beside them, and readers scale by alpha / rank as PEFT does.
+The names are in kohya_names.py. The tensors are those of PEFT: alpha is written beside them, and readers scale by
+alpha / rank as PEFT does.
 """
 
 from __future__ import annotations
