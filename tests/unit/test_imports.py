@@ -50,6 +50,8 @@ def test_core_imports_neither_ray_nor_deepspeed():
         "raypref.listing",
         "raypref.pairing",
         "raypref.checkpoints",
+        "raypref.exports",
+        "raypref.exports.pairs",
     ],
 )
 def test_what_moves_tables_loads_no_torch(module):
