@@ -40,7 +40,7 @@ def export(folder: str | Path, state: dict[str, dict[str, Tensor]], settings: di
     """Write one LoRA in two forms: Diffusers (`pipe.load_lora_weights`) and PEFT (a folder a module)."""
     folder = Path(folder)
     metadata = {name: LoraConfig(**settings[name]).to_dict() for name in settings}
-    layers = {f"{name}_lora_layers": state[name] for name in settings}
+    layers = {f"{name}_lora_layers": _named(name, state[name]) for name in settings}
     kind = StableDiffusionXLPipeline if "text_encoder_2" in settings else StableDiffusionPipeline
     kind.save_lora_weights(
         folder,
@@ -56,6 +56,12 @@ def export(folder: str | Path, state: dict[str, dict[str, Tensor]], settings: di
             target / "adapter_model.safetensors",
             metadata={"format": "pt"},
         )
+
+
+def _named(module: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By the names that other tools look for: Transformers 5 calls a CLIPTextModel's layers without `text_model`."""
+    prefix = "text_model." if module.startswith("text_encoder") else ""
+    return {prefix + key.removeprefix(prefix): value for key, value in state.items()}
 
 
 def export_unet(folder: str | Path, unet: UNet2DConditionModel, values: dict[str, Tensor]) -> None:

@@ -8,15 +8,17 @@ import numpy as np
 import pyarrow as pa
 
 from raypref import images
+from raypref.adapters import adapter_state, export, export_unet
 from raypref.artifacts import PAIRS, Store, digest, finalize, write_shard
 from raypref.config import RunConfig
 from raypref.curriculum import plan
-from raypref.models import Denoiser, adapter_state, add_adapters, export, export_unet, load_pipeline
+from raypref.denoiser import Denoiser, add_adapters
+from raypref.models import load_pipeline
 from raypref.noising import gaussian
 from raypref.reporting import contact_sheet
 from raypref.rundir import claim
 from raypref.seeds import seed_of
-from raypref.stages import Lora
+from raypref.stages import Loras
 from tests.conftest import CAPTIONS, LATENT, make_config
 
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in"]
@@ -24,9 +26,9 @@ CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsam
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 RANK, ALPHA = 4, 12
 STAGES = (
-    f"stages.easy.lora={{rank: {RANK}, alpha: {ALPHA}, targets: [{', '.join(UNET_TARGETS + CONVOLUTIONS)}]}}",
-    f"stages.hard.lora={{rank: {RANK}, alpha: {ALPHA}, targets: [{', '.join(UNET_TARGETS + CONVOLUTIONS)}]}}",
-    f"stages.text_encoder.lora={{rank: 2, alpha: 7, targets: [{', '.join(TEXT_TARGETS)}]}}",
+    f"stages.easy.lora.unet={{rank: {RANK}, alpha: {ALPHA}, targets: [{', '.join(UNET_TARGETS + CONVOLUTIONS)}]}}",
+    f"stages.hard.lora.unet={{rank: {RANK}, alpha: {ALPHA}, targets: [{', '.join(UNET_TARGETS + CONVOLUTIONS)}]}}",
+    f"stages.text_encoder.lora.text_encoder={{rank: 2, alpha: 7, targets: [{', '.join(TEXT_TARGETS)}]}}",
 )
 
 
@@ -40,10 +42,10 @@ def adapters(base: Path, *modules: str) -> tuple[dict[str, dict], dict[str, dict
     settings, state = {}, {}
     for module in modules:
         denoiser = Denoiser(load_pipeline(config_of(base).model))
-        lora = Lora(rank=RANK, alpha=ALPHA, targets=UNET_TARGETS + CONVOLUTIONS)
+        lora = {"rank": RANK, "alpha": ALPHA, "targets": UNET_TARGETS + CONVOLUTIONS}
         if module == "text_encoder":
-            lora = Lora(rank=2, alpha=7, targets=TEXT_TARGETS)
-        settings |= add_adapters(denoiser, module, lora, None, 0)
+            lora = {"rank": 2, "alpha": 7, "targets": TEXT_TARGETS}
+        settings |= add_adapters(denoiser, Loras.model_validate({module: lora}), 0)
         for name, p in denoiser.named_parameters():
             if "lora_B" in name:
                 p.data = 0.1 * gaussian(tuple(p.shape), [seed_of(name)])[0]
@@ -103,6 +105,8 @@ def write_pairs(store: Store, path: str, shards: int = 3, rows: int = 30, scored
                     "winner_latent": b"",
                     "loser_latent": b"",
                     "latent_shape": list(LATENT),
+                    "winner_size": [16, 16, 0, 0, 16, 16],
+                    "loser_size": [16, 16, 0, 0, 16, 16],
                     "winner_source": "base-generated-prompts",
                     "loser_source": "base-generated-prompts",
                     "winner_score": 1.0 + i / 100 if scored else None,

@@ -88,12 +88,17 @@ def _common(finished: Finished, options: Options) -> dict[str, Any]:
         "title": finished.title,
         "stage": finished.name,
         "config": config,
-        "base": public_name(config.model.base),
+        "base": public_name(config.model.base) + _merged(config),
         "recipe": recipe.__doc__.strip().splitlines()[0] if recipe else "",
         "data": data_sources(config),
         "license": options.license or "Not stated.",
         "notes": options.source_notes,
     }
+
+
+def _merged(config: RunConfig) -> str:
+    merged = config.model.lora and config.model.lora_mode == "merge"
+    return f" with the LoRA {public_name(config.model.lora)} merged into its weights" if merged else ""
 
 
 def data_sources(config: RunConfig) -> dict[str, str]:

@@ -17,17 +17,20 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
+from raypref.adapters import read_adapter
 from raypref.config import Model
 from raypref.exports import cards
 from raypref.exports.kohya_names import Base, layer_name
 from raypref.mini import locate
-from raypref.models import load_pipeline, read_adapter
+from raypref.models import load_pipeline
 
 if TYPE_CHECKING:
     from raypref.exports import Options
     from raypref.exports.finished import Finished
 
-Adapters = dict[str, tuple[dict, dict[str, Tensor]]]  # module -> its PEFT settings and state, as of models.read_adapter
+Adapters = dict[
+    str, tuple[dict, dict[str, Tensor]]
+]  # module -> its PEFT settings and state, as of adapters.read_adapter
 
 
 def write(finished: Finished, folder: Path, options: Options) -> None:
@@ -54,7 +57,8 @@ def convert(adapters: Adapters, base: Base, dtype: torch.dtype = torch.float32) 
                 raise ValueError(f"{module}: kohya's format has no place for {key}; export it as diffusers or peft")
             name = layer_name(module, match[1], base)
             tensors[f"{name}.lora_{'down' if match[2] == 'A' else 'up'}.weight"] = value.to(dtype).contiguous()
-            tensors[f"{name}.alpha"] = torch.tensor(float(settings["lora_alpha"]))
+            alpha = settings.get("alpha_pattern", {}).get(match[1], settings["lora_alpha"])
+            tensors[f"{name}.alpha"] = torch.tensor(float(alpha))
     return tensors
 
 

@@ -114,7 +114,8 @@ def test_files_agree_and_are_not_zero(trained):
         if module in settings:
             assert (settings[module]["r"], settings[module]["lora_alpha"]) == (lora.rank, lora.alpha)
     diffusers = load_file(folder / LORA_FILE)
-    flat = {f"{module}.{name}": value for module in state for name, value in state[module].items()}
+    inner = {"unet": "", "text_encoder": "text_model."}  # as other tools call the layers of a CLIPTextModel
+    flat = {f"{module}.{inner[module]}{name}": value for module in state for name, value in state[module].items()}
     assert diffusers.keys() == flat.keys()
     assert all(torch.equal(diffusers[name], flat[name]) for name in flat)
     assert all(value.dtype == torch.float32 and value.abs().max() > 0 for value in flat.values())

@@ -134,7 +134,7 @@ def test_the_card_of_a_model(run, tiny, tmp_path):
     for name, value in (("base", "11.00"), ("easy", "12.00"), ("text_encoder", "13.00")):
         assert any(line.split()[:2] == [name, value] for line in text.splitlines())
     settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
-    assert list(settings) == ["easy", "hard", "text_encoder"] and settings["easy"]["lora"]["alpha"] == 12
+    assert list(settings) == ["easy", "hard", "text_encoder"] and settings["easy"]["lora"]["unet"]["alpha"] == 12
     assert text.rstrip().endswith("## Licence\n\nopenrail")
 
 

@@ -21,9 +21,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from raypref.adapters import export, read_adapter
 from raypref.exports.kohya import convert, metadata, read_base
 from raypref.exports.kohya_names import Base, layer_name, original_path
-from raypref.models import export, read_adapter
 from raypref.noising import gaussian
 from tests.conftest import CAPTIONS, LATENT, fill
 from tests.runs import ALPHA, CONVOLUTIONS, TEXT_TARGETS, UNET_TARGETS, adapters
