@@ -127,7 +127,7 @@ def size(todo: list[Task], wave: list[Task], config: RunConfig, pools: Store) ->
         winner, loser = (read_manifest(pools, task.spec[side]["pool"]) for side in ("winner", "loser"))
         if task.spec["rule"]["kind"] == "reward":
             return winner["rows"] * loser["rows"] * (task.spec["loser"]["first"] or 1), "pairs"
-        return winner["rows"] * task.spec["rule"]["k"], "pairs"
+        return winner["rows"] * task.spec["rule"].get("k", 1), "pairs"
     if task.kind not in ("pool", "score"):
         return (0, "rows") if task.kind == "index" else (1, "models")
     total = 0
