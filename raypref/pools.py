@@ -141,8 +141,8 @@ def _given_shard(pipeline, config: RunConfig, index: list[dict]) -> tuple[pa.Tab
         if len(good) == 2 and good[0]["images"] == good[1]["images"]:
             rejected += [reject(id, "identical images", "winner and loser show the same pixels") for id in ids]
         elif len(good) == 2:
-            both = {key: good[0][key] + good[1][key] for key in ("images", "latents", "seeds", "strengths")}
-            rows.append(good[0] | both | {"prompt_id": row["id"]})
+            lists = [key for key, value in good[0].items() if isinstance(value, list) and key != "latent_shape"]
+            rows.append(good[0] | {"prompt_id": row["id"]} | {key: good[0][key] + good[1][key] for key in lists})
         else:  # counted too, since max_rejected is a share of images
             rejected += [reject(one["prompt_id"], "pair set aside", "its other image is bad") for one in good]
     return pa.Table.from_pylist(rows, POOL), rejected

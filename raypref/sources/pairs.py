@@ -1,7 +1,10 @@
 """Rows of preference pairs that people bring: a winner, a loser and their prompt.
 
 A label is the probability that the first image is preferred, as Pick-a-Pic's label_0 (arXiv 2305.01569): 1, 0, or 0.5 for
-no difference; anything between is a share of votes. The preferred image comes out first.
+no difference; anything between is a share of votes. The preferred image comes out first. To train on pairs alone:
+
+jobs/hgdpo.py --recipe diffusion_dpo_sd15 --set data.pairs.kind=pick_a_pic --set 'data.pairs.path=DATA/train-*.parquet' \\
+  --set stages.dpo.winner.kind=given --set stages.dpo.loser.kind=given --set stages.dpo.pairs.kind=given
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from raypref import cli, images, losses, pairing, pools
+from raypref import cli, images, losses, pairing, planning, pools, reporting
 from raypref.artifacts import INDEX, PAIRS, POOL, Store, iter_rows, read_manifest
 from raypref.batches import COLUMNS, Pairs, make_batch
 from raypref.config import build
@@ -166,7 +166,7 @@ def given(tiny, tmp_path, source: dict, *assignments: str) -> tuple[list[dict], 
     store, path = Store(str(tmp_path / "run")), tasks["pairs 1-easy"].path
     names = {"index": "index pairs", "pool": "pool given-pairs", "pairs": "pairs 1-easy"}
     manifests = {kind: read_manifest(store, tasks[name].path) for kind, name in names.items()}
-    return list(iter_rows(store, path)), manifests | {"store": (store, path)}
+    return list(iter_rows(store, path)), manifests | {"store": (store, path), "tasks": tasks}
 
 
 def test_given_pair_is_the_pair_of_the_same_images_of_two_pools(tiny, tmp_path):
@@ -214,10 +214,19 @@ def test_labels_reach_the_loss(tiny, tmp_path):
     assert manifests["index"]["rejected"]["count"] == 0
     assert manifests["pairs"]["statistics"]["winner_sources"] == {"given-pairs": 4}
     store, path = manifests["store"]
+    index = manifests["tasks"]["index pairs"]
+    shown = {"artifact": index.path, "reason": "no label", "count": 1, "examples": []}
+    assert reporting._rejected(index, store) == [shown]
     batch = make_batch([Pairs(store, path, 0, COLUMNS).at(i) for i in range(4)], [1] * 4, 1000)
     assert sorted(batch.label.tolist()) == pytest.approx([0.5, 0.8, 1, 1])
     tie = [losses.dpo(torch.tensor([e]), torch.tensor([1.0]), *torch.ones(2, 1), 2.0, 0.5)[0] for e in (0.5, 1.0, 1.5)]
     assert tie[1] < min(tie[0], tie[2])
+
+
+def test_dry_run_counts_both_images(tiny, tmp_path):
+    config, store = tiny_config(tiny, write_pairs(tmp_path, 3)), Store(str(tmp_path / "run"))
+    lines = {tuple(line.split()[:2]): line.split()[2:4] for line in planning.show(config, store, store).splitlines()}
+    assert lines["index", "pairs"] == ["3", "rows"] and lines["pool", "given-pairs"] == ["6", "images"]
 
 
 def test_one_bad_image_sets_its_pair_aside(tiny, tmp_path):
