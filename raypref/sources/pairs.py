@@ -147,8 +147,7 @@ def _name_problem(row: dict) -> str:
 
 
 def folder_pairs(source: PairFolders) -> Iterator[Row]:
-    _, home = _folder(source, "path")
-    _, away = _folder(source, "losers")
+    home, away = _folder(source, "path"), _folder(source, "losers")
     if home == away:
         raise wrong(source, "losers", "is the folder of the winners, too; give another")
     losers = {path[len(away) :]: path for path in find_files(source, IMAGE_SUFFIXES, "losers")[1]}
@@ -165,7 +164,8 @@ def folder_pairs(source: PairFolders) -> Iterator[Row]:
         yield None, None, {"error": f"the loser {name[1:]!r} has no winner of that name in {source.path}"}
 
 
-def _folder(source: FromPath, field: str) -> tuple[pafs.FileSystem, str]:
+def _folder(source: FromPath, field: str) -> str:
+    """Inner path of the folder that a field names."""
     try:
         filesystem, path = place(getattr(source, field))
         kind = filesystem.get_file_info(path).type
@@ -173,7 +173,7 @@ def _folder(source: FromPath, field: str) -> tuple[pafs.FileSystem, str]:
         raise wrong(source, field, f"cannot be read: {error}") from error
     if kind != pafs.FileType.Directory:
         raise wrong(source, field, "is no folder; check the spelling, and that this machine can see it")
-    return filesystem, path
+    return path
 
 
 def _certain(images: list[dict]) -> dict:

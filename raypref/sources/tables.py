@@ -89,15 +89,15 @@ def records(
     for path in paths:
         kind = "arrow" if path.endswith(".arrow") else "parquet"
         file = {"kind": kind, "path": address_of(source.path, path)}
-        with open_mapped(filesystem, path) if kind == "arrow" else filesystem.open_input_file(path) as handle:
-            try:
+        try:
+            with open_mapped(filesystem, path) if kind == "arrow" else filesystem.open_input_file(path) as handle:
                 schema, read = (_arrow if kind == "arrow" else _parquet)(handle)
-            except (pa.ArrowException, OSError) as error:
-                raise wrong(source, "path", f"holds {path}, which is not readable {kind.title()}: {error}") from error
-            check(path, schema)
-            for group, batches in read([name for name in dict.fromkeys(columns) if name in schema.names]):
-                for row, record in enumerate(record for batch in batches for record in batch.to_pylist()):
-                    yield record, file | {"row_group": group, "row": row}
+                check(path, schema)
+                for group, batches in read([name for name in dict.fromkeys(columns) if name in schema.names]):
+                    for row, record in enumerate(record for batch in batches for record in batch.to_pylist()):
+                        yield record, file | {"row_group": group, "row": row}
+        except (pa.ArrowException, OSError) as error:
+            raise wrong(source, "path", f"holds {path}, which is not readable {kind.title()}: {error}") from error
 
 
 Read = Callable[[list[str]], Iterator[tuple[int, Iterable[pa.RecordBatch]]]]  # columns -> batches of each row group

@@ -154,6 +154,15 @@ def test_unreadable_arrow(tmp_path, data):
         iter_pairs(PickAPic(path=str(tmp_path)))
 
 
+def test_arrow_that_is_cut_short(tmp_path):
+    with pa.ipc.new_stream(tmp_path / "a.arrow", table().schema) as writer:
+        writer.write_table(table(), max_chunksize=1)
+    whole = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "a.arrow").write_bytes(whole[:-1000])
+    with pytest.raises(ValueError, match=r"a\.arrow, which is not readable Arrow"):
+        listed(PickAPic(path=str(tmp_path)))
+
+
 # ---- webdatasets
 
 
