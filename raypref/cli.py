@@ -102,8 +102,10 @@ def read_yaml(option: str, file: str) -> Any:
 def absolute(config: RunConfig) -> RunConfig:
     """Local folders and files by absolute paths, since workers have other working directories than the job."""
     data = {
-        name: source.model_copy(update={"path": location(source.path)})
-        for name in ("prompts", "real", "eval_prompts", "eval_real")
+        name: source.model_copy(
+            update={f: location(getattr(source, f)) for f in ("path", "losers") if hasattr(source, f)}
+        )
+        for name in ("prompts", "real", "pairs", "eval_prompts", "eval_real")
         if hasattr(source := getattr(config.data, name), "path")
     }
     scorers = {

@@ -12,8 +12,8 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from raypref import overlays, subjects
 from raypref.overlays import closest, names
-from raypref.sources import ImageSource, PromptSource
-from raypref.stages import Generated, PairRule, Real, Reconstructed, Stage, Strict
+from raypref.sources import ImageSource, PairSource, PromptSource
+from raypref.stages import Domain, PairRule, Stage, Strict
 
 
 class Model(Strict):
@@ -39,7 +39,8 @@ class Data(Strict):
 
     prompts: PromptSource | None = Field(None, description="prompts of generated pools; none: captions of `real`")
     real: ImageSource | None = Field(None, description="real images with captions")
-    eval_prompts: PromptSource | None = Field(None, description="none: a held-out share of the prompts")
+    pairs: PairSource | None = Field(None, description="preference pairs, for stages of the kind given")
+    eval_prompts: PromptSource | None = Field(None, description="none: a held-out share of prompts, `real` or `pairs`")
     eval_real: ImageSource | None = Field(None, description="none: a held-out share of `real`")
     validation_prompts: PromptSource | None = Field(None, description="of stages with a validation; in no other set")
     token: str | None = Field(None, min_length=1, description="rare word that names the subject; scorers never see it")
@@ -146,7 +147,7 @@ class RunConfig(Strict):
 
 def _problems(config: RunConfig):
     """Everything that the fields' types cannot say, each as one sentence."""
-    if config.data.real is None and config.data.prompts is None:
+    if config.data.real is None and config.data.prompts is None and config.data.pairs is None:
         yield (
             "data: neither data.prompts nor data.real is given; give one (data.prompts.kind=prompts, .path=FILE), or "
             "data.subject=FOLDER, a subject's photos"
@@ -165,6 +166,8 @@ def _problems(config: RunConfig):
                 yield f"evaluation.{role}: {name!r} is not in scorers ({names(config.scorers)})"
     if config.evaluation.likeness and config.data.real is None:
         yield "evaluation.likeness: needs real images; give data.real"
+    if config.data.pairs and config.stages and not any(s.pairs.kind == "given" for s in config.stages.values()):
+        yield "data.pairs: no stage trains on them; give winner, loser and pairs of a stage the kind given"
     known, chains = ["base"], {"base": []}
     for name, stage in config.stages.items():
         where = f"stages.{name}"
@@ -214,14 +217,33 @@ def _domain_problems(config: RunConfig, where: str, stage: Stage, known: list[st
         model = getattr(domain, "model", "start")
         if model not in ("start", *known):
             yield f"{where}.{role}.model: {model!r} is not start, base or an earlier stage ({', '.join(known)})"
-        needs_real = domain.kind != "generated" or domain.prompts == "real"
+        needs_real = domain.kind in ("reconstructed", "real") or getattr(domain, "prompts", None) == "real"
         if needs_real and config.data.real is None:
             yield f"{where}.{role}: needs real images; give data.real"
+        elif domain.kind == "generated" and config.data.pairs and not (config.data.prompts or config.data.real):
+            yield f"{where}.{role}: needs prompts; give data.prompts, or data.real for its captions"
     if rule.scorer is not None and rule.scorer not in config.scorers:
         field, hint = "features" if rule.kind == "reward" else "scorer", closest(rule.scorer, config.scorers)
         yield f"{where}.pairs.{field}: {rule.scorer!r} is not in scorers ({names(config.scorers)}); {hint}"
-    if rule.kind == "score":
+    if "given" in (rule.kind, stage.winner.kind, getattr(stage.loser, "kind", "")):
+        yield from _given_problems(config, where, stage)
+    elif rule.kind == "score":
         yield from _rule_problems(config, where, stage, rule)
+
+
+def _given_problems(config: RunConfig, where: str, stage: Stage):
+    kinds = {
+        role: part.kind
+        for role in ("winner", "loser", "pairs")
+        if (part := getattr(stage, role)) and part.kind != "given"
+    }
+    if kinds:
+        found = ", ".join(f"{role} is {kind}" for role, kind in kinds.items())
+        yield f"{where}: pairs that are given have winner, loser and pairs of the kind given, but {found}; set them alike"
+    if config.data.pairs is None:
+        yield f"{where}: needs preference pairs; give data.pairs (kind and path)"
+    if stage.objective.kind not in ("dpo", "sft"):
+        yield f"{where}.objective: {stage.objective.kind} is not for pairs that are given; choose dpo or sft"
 
 
 def _rule_problems(config: RunConfig, where: str, stage: Stage, rule: PairRule):
@@ -289,8 +311,10 @@ def _batch_problems(config: RunConfig, where: str, stage: Stage):
         )
 
 
-def prompt_set(domain: Generated | Reconstructed | Real, config: RunConfig) -> str:
-    """'prompts' or 'real': which list of prompts a domain's rows are of."""
+def prompt_set(domain: Domain, config: RunConfig) -> str:
+    """'prompts', 'real' or 'pairs': which list of prompts a domain's rows are of."""
+    if domain.kind == "given":
+        return "pairs"
     if domain.kind != "generated" or config.data.prompts is None:
         return "real"
     return domain.prompts

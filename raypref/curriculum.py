@@ -12,7 +12,7 @@ from typing import Any
 
 from raypref.artifacts import digest
 from raypref.config import RunConfig, Scorer, prompt_set, start_of
-from raypref.stages import Generated, PairRule, Real, Reconstructed, Stage
+from raypref.stages import Domain, PairRule, Stage
 
 REFERENCES = ("base", "real", "real", ())  # the pool of real images, which validations compare with
 COLORS = "color_statistics"  # always measured on evaluation images, beside the configured scorers
@@ -92,6 +92,11 @@ class _Planner:
             if other or source:
                 # without prompts of their own, evaluation prompts are the captions of the held-out real images
                 yield self._index(f"eval_{name}", other or source, "all" if other else "held_out", data.eval_limit)
+        if data.pairs is not None:
+            needed = not {"eval_prompts", "eval_real"} & self.indexes.keys()  # as nobody else gives evaluation prompts
+            yield self._index("pairs", data.pairs, "train" if needed else "all", None)
+            if needed:
+                yield self._index("eval_prompts", data.pairs, "held_out", data.eval_limit)
         if data.validation_prompts and any(stage.validation for stage in self.config.stages.values()):
             yield self._index("validation_prompts", data.validation_prompts, "all", None)
 
@@ -119,11 +124,11 @@ class _Planner:
                     counts[key] = max(counts.get(key, 0), domain.count)
         return counts
 
-    def _key(self, domain: Generated | Reconstructed | Real, start: str) -> tuple:
+    def _key(self, domain: Domain, start: str) -> tuple:
         """What identifies a domain's pool within the run: (model, kind, prompt set, strengths)."""
         images = prompt_set(domain, self.config)
-        if domain.kind == "real":
-            return ("base", "real", images, ())
+        if domain.kind in ("real", "given"):
+            return ("base", domain.kind, images, ())
         model = start if domain.model == "start" else domain.model
         return (model, domain.kind, images, getattr(domain, "strengths", ()))
 
@@ -171,11 +176,13 @@ class _Planner:
             least = max(self.config.evaluation.images, 1 + (model == "base")) if images == self.eval_prompts else 1
             spec["count"] = max(self.counts.get(key, 1), least)
             fields["count"] = spec["count"]
+        if kind == "given":
+            fields["count"] = 2  # winner and loser
         if kind == "reconstructed":
             spec["strengths"] = fields["strengths"] = list(strengths)
         if kind != "generated":
             fields["checks"] = {"max_pixels": data.max_pixels, "min_side": data.min_side}
-        if kind != "real":
+        if kind not in ("real", "given"):
             fields["sampling"] = config.sampling.model_dump(include={"steps", "guidance", "guidance_rescale"})
         fields["encoding"] = {"format": data.image_format, "quality": data.image_quality}
         parents = [self.indexes[images].path, *([self.trained[model].path] if model != "base" else [])]
@@ -186,7 +193,7 @@ class _Planner:
             real = self.pools[("base", "real", images, ())]
             parents.append(real.path)
             spec["real"] = real.path
-        name = kind if kind == "real" else f"{model}-{kind}"
+        name = kind if kind in ("real", "given") else f"{model}-{kind}"
         task = _task("pool", f"{name}-{images}" if name != images else name, fields, tuple(parents), model, spec)
         self.pools[key] = task
         return task
@@ -210,6 +217,8 @@ class _Planner:
     # pairs, training, evaluation
 
     def _pairs(self, name: str, stage: Stage, start: str) -> Task:
+        if stage.pairs.kind == "given":
+            return self._given_pairs(name, stage)
         sides, parents = {}, []
         for role in ("winner", "loser"):
             domain = getattr(stage, role) or stage.winner  # winners alone: each is its own loser, which sft never reads
@@ -227,6 +236,13 @@ class _Planner:
         alone = stage.loser is None
         same = not alone and sides["winner"]["pool"] == sides["loser"]["pool"]
         return self._pairs_task(name, sides, rule, same, tuple(dict.fromkeys(parents)))
+
+    def _given_pairs(self, name: str, stage: Stage) -> Task:
+        """The user's pairs: both images of a row of one pool, with the labels of its index."""
+        pool, index = self.pools[self._key(stage.winner, "base")], self.indexes["pairs"].path
+        side = {"pool": pool.path, "scores": None, "source": pool.name, "first": None, "index": index}
+        rule = stage.pairs.model_dump(mode="json")
+        return self._pairs_task(name, {"winner": side, "loser": side}, rule, True, (index, pool.path))
 
     def _held_out_pairs(self) -> Task:
         """Best against worst of the base model's images of each evaluation prompt, for preference accuracy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator
 
@@ -27,6 +28,9 @@ def make_shard(spec: dict, store: Store, shard: int) -> tuple[pa.Table, dict]:
         everyone = range(len(read_manifest(store, winner["pool"])["files"]))
         rule = RewardRule.model_validate(spec["rule"])
         return reward_shard(rule, _side(winner, store, everyone), _side(loser, store, [shard]))
+    if spec["rule"]["kind"] == "given":
+        index = store.read_table(f"{winner['index']}/{shard_name(shard)}.parquet")
+        return given_shard(_side(winner, store, [shard]), index)
     sides = (_side(side, store, [shard]) for side in (winner, loser))
     return pair_shard(PairRule.model_validate(spec["rule"]), *sides, spec["seed"], spec["same"])
 
@@ -65,6 +69,19 @@ def pair_shard(rule: PairRule, winner: dict, loser: dict, seed: int, same: bool)
         "winner_sources": sources_of["winner"],
         "loser_sources": sources_of["loser"],
     }
+
+
+def given_shard(side: dict, index: pa.Table) -> tuple[pa.Table, dict]:
+    """The pairs that the user brings: image 0 of each row of the pool against image 1, with the label of the index's row."""
+    labels = {row["id"]: json.loads(row["ref"])["label"] for row in index.select(["id", "ref"]).to_pylist()}
+    source, none = side["source"], (None, None)
+    rows = [
+        _pair_row(f"{row['prompt_id']}#0", row, row, Choice(0, 1, 0.0), none, none, source, source)
+        | {"label": labels[row["prompt_id"]]}
+        for row in side["pool"].to_pylist()
+    ]
+    counts = {f"{role}_sources": {source: len(rows)} for role in ("winner", "loser")}
+    return pa.Table.from_pylist(rows, PAIRS), {"dropped": {}, **counts}
 
 
 def reward_shard(rule: RewardRule, winner: dict, loser: dict) -> tuple[pa.Table, dict]:

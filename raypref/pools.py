@@ -31,6 +31,8 @@ def pool_shard(
     SDRecon. Seeds are functions of (run seed, prompt set, prompt id, image number) alone."""
     if spec["domain"] == "real":
         return _real_shard(pipeline, config, index)
+    if spec["domain"] == "given":
+        return _given_shard(pipeline, config, index)
     if spec["domain"] == "reconstructed":
         index = [
             {"id": r["prompt_id"], "prompt": r["prompt"], "latent": r["latents"][0], "shape": r["latent_shape"]}
@@ -132,4 +134,26 @@ def _real_shard(pipeline, config: RunConfig, index: list[dict]) -> tuple[pa.Tabl
     files = images.encode_many(arrays, data.image_format, images.THREADS, data.image_quality)
     columns = zip(index, files, latents, sizes, strict=True)
     rows = [_pool_row(row, [file], z[None], [size], [0], [0.0]) for row, file, z, size in columns]
+    return pa.Table.from_pylist(rows, POOL), rejected
+
+
+def _given_shard(pipeline, config: RunConfig, index: list[dict]) -> tuple[pa.Table, list[dict]]:
+    """Pairs that the user brings: both images go the way of real ones; one that is bad sets its pair aside."""
+    flat = [
+        {"id": f"{row['id']}/{number}", "prompt": row["prompt"], "ref": json.dumps(ref)}
+        for row in index
+        for number, ref in enumerate(json.loads(row["ref"])["images"])
+    ]
+    table, rejected = _real_shard(pipeline, config, flat)
+    made, rows = {row["prompt_id"]: row for row in table.to_pylist()}, []
+    for row in index:
+        ids = [f"{row['id']}/{number}" for number in range(2)]
+        good = [made[id] for id in ids if id in made]
+        if len(good) == 2 and good[0]["images"] == good[1]["images"]:
+            rejected += [reject(id, "identical images", "winner and loser show the same pixels") for id in ids]
+        elif len(good) == 2:
+            lists = [key for key, value in good[0].items() if isinstance(value, list) and key != "latent_shape"]
+            rows.append(good[0] | {"prompt_id": row["id"]} | {key: good[0][key] + good[1][key] for key in lists})
+        else:  # counted too, since max_rejected is a share of images
+            rejected += [reject(one["prompt_id"], "pair set aside", "its other image is bad") for one in good]
     return pa.Table.from_pylist(rows, POOL), rejected

@@ -176,18 +176,16 @@ def _pairs(task: Task, run: Store) -> dict:
 
 
 def _rejected(task: Task, store: Store) -> list[dict]:
-    if task.kind == "pairs":
-        dropped = read_manifest(store, task.path)["statistics"].get("dropped", {})
-        return [
-            {"artifact": task.path, "reason": reason, "count": count, "examples": []}
-            for reason, count in dropped.items()
-        ]
     manifest = read_manifest(store, task.path)
+    dropped = [
+        {"artifact": task.path, "reason": reason, "count": count, "examples": []}
+        for reason, count in manifest["statistics"].get("dropped", {}).items()
+    ]
     reasons = manifest.get("rejected", {}).get("reasons", {})
     if not reasons:
-        return []
+        return dropped
     rows = store.read_table(f"{task.path}/rejected.parquet").to_pylist()
-    return [
+    return dropped + [
         {
             "artifact": task.path,
             "reason": reason,

@@ -48,9 +48,9 @@ def select(
 
 
 def pairs_a_prompt(rule: dict, candidates: int) -> int:
-    """The most pairs that a rule (PairRule as JSON) picks from one prompt."""
-    if rule["ranks"] is None:
-        return rule["k"]
+    """The most pairs that a rule (as JSON) picks from one prompt."""
+    if rule.get("ranks") is None:
+        return rule.get("k", 1)
     least, most = rule["ranks"]
     return sum(max(0, candidates - apart) for apart in range(least, most + 1))
 

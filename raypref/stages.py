@@ -38,7 +38,13 @@ class Real(Strict):
     kind: Literal["real"] = "real"
 
 
-Domain = Annotated[Generated | Reconstructed | Real, Field(discriminator="kind")]
+class Given(Strict):
+    """The images of the pairs that the user brings (data.pairs): winners and losers as people chose them."""
+
+    kind: Literal["given"] = "given"
+
+
+Domain = Annotated[Generated | Reconstructed | Real | Given, Field(discriminator="kind")]
 
 
 class PairRule(Strict):
@@ -72,11 +78,24 @@ class RewardRule(Strict):
         return self.features
 
 
+class GivenRule(Strict):
+    """The pairs of data.pairs as they are, with their labels; winner and loser of the stage are of the kind given, too."""
+
+    kind: Literal["given"] = "given"
+
+    @property
+    def scorer(self) -> None:
+        return None
+
+
 def _rule_tag(value: Any) -> str:
     return (value.get("kind", "score") if isinstance(value, dict) else getattr(value, "kind", "score")) or "score"
 
 
-Rule = Annotated[Annotated[PairRule, Tag("score")] | Annotated[RewardRule, Tag("reward")], Discriminator(_rule_tag)]
+Rule = Annotated[
+    Annotated[PairRule, Tag("score")] | Annotated[RewardRule, Tag("reward")] | Annotated[GivenRule, Tag("given")],
+    Discriminator(_rule_tag),
+]
 
 
 class Statistics(Strict):

@@ -3,15 +3,15 @@
 EASY = {
     "winner": {"kind": "generated"},
     "loser": {"kind": "generated"},
-    "pairs": {"winner": "best", "loser": "worst", "scorer": "preference"},
+    "pairs": {"kind": "score", "winner": "best", "loser": "worst", "scorer": "preference"},
 }
 NORMAL = {
     "winner": {"kind": "reconstructed"},
     "loser": {"kind": "generated", "prompts": "real", "count": 1},
-    "pairs": {"winner": "random", "loser": "random"},
+    "pairs": {"kind": "score", "winner": "random", "loser": "random"},
 }
 HARD = {
     "winner": {"kind": "real"},
     "loser": {"kind": "generated", "prompts": "real", "count": 1},
-    "pairs": {"winner": "random", "loser": "random"},
+    "pairs": {"kind": "score", "winner": "random", "loser": "random"},
 }

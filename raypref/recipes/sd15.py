@@ -78,7 +78,7 @@ def curriculum_dpo_sd15() -> dict:
     pool = {"kind": "generated", "count": 8}  # (ours), as are the ranks and steps
     stages = {}
     for name, ranks in (("far", [5, 7]), ("nearer", [3, 7]), ("all", [1, 7])):
-        pairs = {"ranks": ranks, "scorer": "preference"}
+        pairs = {"kind": "score", "ranks": ranks, "scorer": "preference"}
         domains = {"winner": pool | {"model": "base"}, "loser": pool | {"model": "base"}}
         stages[name] = {**domains, **_TRAIN, "pairs": pairs, "steps": 2000, "objective": {"kind": "dpo", "beta": 5000}}
     return _sd15(stages)

@@ -1,9 +1,9 @@
-"""Where prompts and real images come from: files, folders, Parquet, webdatasets, and the miniature world.
+"""Where prompts, real images and preference pairs come from: files, folders, Parquet, webdatasets, the miniature world.
 
-`iter_prompts` and `iter_references` list a source as a stream; an image is listed as a *reference*, a small dict that
-says where its bytes are, and `raypref.sources.fetching.fetch` reads the bytes of many references: so a listing stays small, and
-the workers that need the pixels read them themselves. Paths are local or URIs of pyarrow.fs (s3://, gs://; credentials
-come from the environment). References hold absolute paths, so every machine must see the same files.
+`iter_prompts`, `iter_references` and `iter_pairs` list a source as a stream; an image is listed as a *reference*, a small
+dict that says where its bytes are, and `raypref.sources.fetching.fetch` reads the bytes of many references: so a listing
+stays small, and the workers that need the pixels read them themselves. Paths are local or URIs of pyarrow.fs (s3://,
+gs://; credentials come from the environment). References hold absolute paths, so every machine must see the same files.
 
 A wrong source (no such path, no such column, nothing in it) is a ValueError. A wrong row is not: it comes out with an
 empty prompt, or with {"error": ...} as its reference, for the caller to set aside.
@@ -24,17 +24,24 @@ from raypref.sources.kinds import (
     FromPath,
     ImageFolder,
     ImageParquet,
+    PairFolders,
+    PairJsonl,
+    PairWebDataset,
+    PickAPic,
     PromptList,
     PromptsFile,
     Renderer,
     WebDataset,
     wrong,
 )
+from raypref.sources.pairs import folder_pairs, jsonl_pairs, pick_a_pic_pairs, tar_pairs
 from raypref.sources.tables import image_parquet_rows, prompt_rows
 from raypref.sources.tars import tar_rows
 
 PromptSource = Annotated[PromptsFile | PromptList | Renderer, Field(discriminator="kind")]
 ImageSource = Annotated[ImageFolder | ImageParquet | WebDataset | Renderer, Field(discriminator="kind")]
+PairSource = Annotated[PickAPic | PairWebDataset | PairJsonl | PairFolders, Field(discriminator="kind")]
+PAIR_KINDS = tuple(kind.model_fields["kind"].default for kind in (PickAPic, PairWebDataset, PairJsonl, PairFolders))
 
 
 def iter_prompts(source: PromptsFile | PromptList | Renderer) -> Iterator[dict[str, str]]:
@@ -54,6 +61,18 @@ def iter_references(source: ImageFolder | ImageParquet | WebDataset | Renderer) 
     readers = {"folder": folder_rows, "parquet": image_parquet_rows, "webdataset": tar_rows}
     rows = _renderer_rows(source) if isinstance(source, Renderer) else _listed(source, readers[source.kind](source))
     return ({"id": id, "prompt": prompt, "ref": ref} for id, prompt, ref in rows)
+
+
+def iter_pairs(source: PickAPic | PairWebDataset | PairJsonl | PairFolders) -> Iterator[dict[str, Any]]:
+    """Rows {"id", "prompt", "ref"}, ids and errors as `iter_references`. "ref" is {"images": [winner's reference, loser's],
+    "label": probability that the winner is preferred}, or {"dropped": reason} for a sound row without a preference."""
+    readers = {
+        "pick_a_pic": pick_a_pic_pairs,
+        "pair_webdataset": tar_pairs,
+        "pair_jsonl": jsonl_pairs,
+        "pair_folders": folder_pairs,
+    }
+    return ({"id": id, "prompt": text, "ref": ref} for id, text, ref in _listed(source, readers[source.kind](source)))
 
 
 def held_out(id: str, share: float, seed: int) -> bool:

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypref.images import BadImage, encode
 from raypref.sources.paths import THREADS, place
+from raypref.sources.tables import open_mapped
 
 MAX_BYTES = 1 << 28  # bytes of one image file
 
@@ -91,15 +93,31 @@ def _read_row_group(file: pq.ParquetFile, group: int, column: str, rows: dict[in
     for batch in file.iter_batches(64, row_groups=[group], columns=[column]):
         for row in range(start, start + len(batch)):
             if row in rows:
-                value = batch.column(0)[row - start].as_py()
-                value = value.get("bytes") if isinstance(value, dict) else value
-                if value is None:
-                    value = BadImage("missing", f"image of row {row} of row group {group} is null in {column!r}")
+                value = _cell(batch.column(0)[row - start].as_py(), f"row {row} of row group {group}", column)
                 yield from ((position, value) for position in rows.pop(row))
         start += len(batch)
         if not rows:
             return
     raise IndexError(f"row group {group} has only {start} rows")
+
+
+def _cell(value: Any, where: str, column: str) -> bytes | BadImage:
+    value = value.get("bytes") if isinstance(value, dict) else value
+    return BadImage("missing", f"image of {where} is null in {column!r}") if value is None else value
+
+
+def _read_arrow(path: str, wanted: dict[int, dict]) -> Iterator[tuple[int, Any]]:
+    batches: dict[int, list[int]] = {}
+    for position, ref in wanted.items():
+        batches.setdefault(ref["row_group"], []).append(position)
+    with open_mapped(*place(path)) as handle:
+        for number, batch in enumerate(pa.ipc.open_stream(handle)):
+            for position in batches.pop(number, ()):
+                row, column = wanted[position]["row"], wanted[position]["column"]
+                yield position, _cell(batch.column(column)[row].as_py(), f"row {row} of batch {number}", column)
+            if not batches:
+                return
+    raise IndexError(f"file has no batches {sorted(batches)}")
 
 
 def _read_renderer(path: None, wanted: dict[int, dict]) -> Iterator[tuple[int, Any]]:
@@ -114,4 +132,4 @@ def _read_nothing(path: Any, wanted: dict[int, dict]) -> Iterator[tuple[int, Any
         yield position, BadImage("refused", ref.get("error") or f"not a reference of a known kind: {ref}")
 
 
-_READERS = {"file": _read_files, "parquet": _read_parquet, "renderer": _read_renderer}
+_READERS = {"file": _read_files, "parquet": _read_parquet, "arrow": _read_arrow, "renderer": _read_renderer}

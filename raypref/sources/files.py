@@ -20,10 +20,10 @@ MAX_TEXT = 1 << 20  # bytes of one caption
 Row = tuple[Any, Any, dict]  # a row as found: (its own id or None, caption, reference)
 
 
-def find_files(source: FromPath, suffixes: tuple[str, ...]) -> tuple[pafs.FileSystem, list[str]]:
-    """The file at source.path, or those of the folder or glob with one of `suffixes`; inner paths, sorted."""
+def find_files(source: FromPath, suffixes: tuple[str, ...], field: str = "path") -> tuple[pafs.FileSystem, list[str]]:
+    """The file at source.path (or another field), or those of the folder or glob with one of `suffixes`; inner paths, sorted."""
     try:
-        filesystem, path = place(source.path)
+        filesystem, path = place(getattr(source, field))
         kind = filesystem.get_file_info(path).type
         if kind == pafs.FileType.File:
             return filesystem, [path]
@@ -32,18 +32,18 @@ def find_files(source: FromPath, suffixes: tuple[str, ...]) -> tuple[pafs.FileSy
             parts = path.split("/")
             wild = [i for i, part in enumerate(parts) if any(c in part for c in "*?[")]
             if not wild:
-                raise wrong(source, "path", "does not exist; check the spelling, and that this machine can see it")
+                raise wrong(source, field, "does not exist; check the spelling, and that this machine can see it")
             root, pattern, deep = "/".join(parts[: wild[0]]) or "/", "/" + path.lstrip("/"), wild[0] < len(parts) - 1
         found = filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True, recursive=deep))
     except (OSError, pa.ArrowInvalid) as error:
-        raise wrong(source, "path", f"cannot be read: {error}") from error
+        raise wrong(source, field, f"cannot be read: {error}") from error
     files = [info.path for info in found if info.is_file and info.path.lower().endswith(suffixes)]
     if pattern:
         files = [file for file in files if PurePosixPath("/" + file.lstrip("/")).match(pattern)]
     else:  # .ipynb_checkpoints and the ._photo.jpg of macOS are not data
         files = [file for file in files if not any(p.startswith(".") for p in file[len(root) :].split("/"))]
     if not files:
-        raise wrong(source, "path", f"holds no file that ends in {', '.join(suffixes)}")
+        raise wrong(source, field, f"holds no file that ends in {', '.join(suffixes)}")
     return filesystem, sorted(files)
 
 

@@ -63,6 +63,45 @@ class Renderer(Source):
     caption: str | None = Field(None, description="of every image; none: what the image shows")
 
 
+class Judged(FromPath):
+    """Pairs that people have judged, with the label of the first image: 1 preferred, 0 not, 0.5 no difference."""
+
+    ties: Literal["drop", "keep"] = Field(
+        "drop",
+        description="pairs with the label 0.5: leave them out, or keep the label, which only preference losses read",
+    )
+
+
+class PickAPic(Judged):
+    """Pairs in the columns of Pick-a-Pic (arXiv 2305.01569): jpg_0, jpg_1, caption, label_0; label_1, has_label if there.
+
+    Parquet files or a folder of `datasets` (save_to_disk). Of a folder with several splits name one: data/train-*.parquet
+    """
+
+    kind: Literal["pick_a_pic"] = Field("pick_a_pic", description="Parquet or Arrow files, a folder or a glob")
+
+
+class PairWebDataset(Judged):
+    """Uncompressed .tar shards of pairs: KEY.winner.jpg and KEY.loser.jpg, or KEY.0.jpg and KEY.1.jpg (also jpg_0, jpg_1)
+    with the label_0 in KEY.label_0.txt or KEY.json; caption in KEY.txt, .caption, .original_prompt.txt, .prompt.txt or .json."""
+
+    kind: Literal["pair_webdataset"] = Field("pair_webdataset", description=".tar shards of pairs")
+
+
+class PairJsonl(FromPath):
+    """A metadata.jsonl with winner and loser (file names beside it) and text (or prompt, caption) a line, optional id."""
+
+    kind: Literal["pair_jsonl"] = Field("pair_jsonl", description="metadata.jsonl of pairs, or the folder it is in")
+
+
+class PairFolders(FromPath):
+    """Two folders with equal file names; captions in a .txt beside each winner or the winners' metadata.jsonl, as in `folder`."""
+
+    kind: Literal["pair_folders"] = Field("pair_folders", description="`path` holds the winners")
+    losers: str = Field(min_length=1, description="folder of the losers")
+    caption: str | None = Field(None, description="caption of the pairs that have none")
+
+
 def wrong(source: Source, field: str, problem: str) -> ValueError:
     return ValueError(f"{source.kind} source: {field} {getattr(source, field)!r} {problem}")
 

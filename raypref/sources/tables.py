@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from raypref.sources.files import Row, find_files, parse_json, read_lines
-from raypref.sources.kinds import ImageParquet, PromptsFile, need, wrong
+from raypref.sources.kinds import FromPath, ImageParquet, PromptsFile, need, wrong
 from raypref.sources.paths import address_of
 
 
@@ -64,30 +64,63 @@ def image_parquet_rows(source: ImageParquet) -> Iterator[Row]:
 def _parquet_rows(
     source: Any, filesystem: pafs.FileSystem, paths: Sequence[str], text_field: str, image_field: str = ""
 ) -> Iterator[Row]:
-    """Reads the columns of captions and ids only; `row` of a reference counts within its row group."""
     text, image = getattr(source, text_field), getattr(source, image_field, None)
+
+    def check(path: str, schema: pa.Schema) -> None:
+        need(source, text_field, schema.names)
+        if image:
+            need(source, image_field, schema.names)
+            if not holds_bytes(schema.field(image).type):
+                raise wrong(source, image_field, f"is {schema.field(image).type}; give a column of encoded bytes")
+
+    for record, ref in records(source, filesystem, paths, check, [text, "id"]):
+        yield record.get("id"), record[text], ref | {"column": image} if image else {}
+
+
+def records(
+    source: FromPath,
+    filesystem: pafs.FileSystem,
+    paths: Sequence[str],
+    check: Callable[[str, pa.Schema], None],
+    columns: Sequence[str],
+) -> Iterator[tuple[dict, dict]]:
+    """(values, reference that lacks the column of its image) of every row of Parquet and Arrow files, of `columns` (those
+    that there are) alone; `check` sees each file's schema first. `row` of a reference counts within its row group."""
     for path in paths:
-        address = address_of(source.path, path)
-        with filesystem.open_input_file(path) as handle:
-            try:
-                file = pq.ParquetFile(handle)
-            except (pa.ArrowException, OSError) as error:
-                raise wrong(source, "path", f"holds {path}, which is not readable Parquet: {error}") from error
-            schema = file.schema_arrow
-            need(source, text_field, schema.names)
-            if image:
-                need(source, image_field, schema.names)
-                if not _holds_bytes(schema.field(image).type):
-                    raise wrong(source, image_field, f"is {schema.field(image).type}; give a column of encoded bytes")
-            columns = list(dict.fromkeys([text, *({"id"} & set(schema.names))]))
-            for group in range(file.num_row_groups):
-                batches = file.iter_batches(4096, row_groups=[group], columns=columns)
-                for row, record in enumerate(record for batch in batches for record in batch.to_pylist()):
-                    ref = {"kind": "parquet", "path": address, "row_group": group, "row": row, "column": image}
-                    yield record.get("id"), record[text], ref if image else {}
+        kind = "arrow" if path.endswith(".arrow") else "parquet"
+        file = {"kind": kind, "path": address_of(source.path, path)}
+        try:
+            with open_mapped(filesystem, path) if kind == "arrow" else filesystem.open_input_file(path) as handle:
+                schema, read = (_arrow if kind == "arrow" else _parquet)(handle)
+                check(path, schema)
+                for group, batches in read([name for name in dict.fromkeys(columns) if name in schema.names]):
+                    for row, record in enumerate(record for batch in batches for record in batch.to_pylist()):
+                        yield record, file | {"row_group": group, "row": row}
+        except (pa.ArrowException, OSError) as error:
+            raise wrong(source, "path", f"holds {path}, which is not readable {kind.title()}: {error}") from error
 
 
-def _holds_bytes(type: pa.DataType) -> bool:
+Read = Callable[[list[str]], Iterator[tuple[int, Iterable[pa.RecordBatch]]]]  # columns -> batches of each row group
+
+
+def _parquet(handle: pa.NativeFile) -> tuple[pa.Schema, Read]:
+    file = pq.ParquetFile(handle)
+    groups = range(file.num_row_groups)
+    return file.schema_arrow, lambda columns: ((g, file.iter_batches(4096, [g], columns)) for g in groups)
+
+
+def _arrow(handle: pa.NativeFile) -> tuple[pa.Schema, Read]:
+    stream = pa.ipc.open_stream(handle)
+    return stream.schema, lambda columns: ((g, [batch.select(columns)]) for g, batch in enumerate(stream))
+
+
+def open_mapped(filesystem: pafs.FileSystem, path: str) -> pa.NativeFile:
+    """A file of `datasets`, an Arrow stream; a local one is mapped into memory, so that only what is used is read."""
+    local = isinstance(filesystem, pafs.LocalFileSystem)
+    return pa.memory_map(path) if local else filesystem.open_input_file(path)
+
+
+def holds_bytes(type: pa.DataType) -> bool:
     if pa.types.is_struct(type):
         return type.get_field_index("bytes") >= 0
     return pa.types.is_binary(type) or pa.types.is_large_binary(type)

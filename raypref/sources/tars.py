@@ -6,16 +6,26 @@ import io
 import itertools
 import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
 from raypref.sources.files import IMAGE_SUFFIXES, MAX_TEXT, Row, find_files, is_blank, parse_json
-from raypref.sources.kinds import WebDataset, wrong
+from raypref.sources.kinds import FromPath, WebDataset, wrong
 from raypref.sources.paths import address_of, leaves
 
 
 def tar_rows(source: WebDataset) -> Iterator[Row]:
+    return read_tars(source, _name, _sample)
+
+
+def read_tars(
+    source: FromPath,
+    name: Callable[[str], str],
+    sample: Callable[[str, str, dict[str, Any]], Iterator[Row]],
+) -> Iterator[Row]:
+    """Rows that `sample` makes of (id, address of the archive, values by name). `name`: what the suffix of a member (all
+    after the first dot, in lower case) calls its value, "" to pass it over."""
     filesystem, paths = find_files(source, (".tar",))
     for path in paths:
         stem, address = PurePosixPath(path).stem, address_of(source.path, path)
@@ -24,12 +34,14 @@ def tar_rows(source: WebDataset) -> Iterator[Row]:
                 tar = tarfile.open(fileobj=handle, mode="r:", encoding="utf-8", errors="replace")  # noqa: SIM115
             except tarfile.TarError as error:
                 raise wrong(source, "path", f"holds {path}, which is not an uncompressed tar: {error}") from error
-            for key, members in itertools.groupby(_members(tar, handle), key=lambda member: member[0]):
-                yield from _sample(f"{stem}/{key}", address, {suffix: value for _, suffix, value in members})
+            for key, members in itertools.groupby(_members(tar, handle, name), key=lambda member: member[0]):
+                yield from sample(f"{stem}/{key}", address, {called: value for _, called, value in members})
 
 
-def _members(tar: tarfile.TarFile, handle: io.BufferedReader) -> Iterator[tuple[str, str, Any]]:
-    """(key, suffix, value): text of .txt, .caption and .json, (offset, length) of an image; ("", "error", problem)."""
+def _members(
+    tar: tarfile.TarFile, handle: io.BufferedReader, name: Callable[[str], str]
+) -> Iterator[tuple[str, str, Any]]:
+    """(key, name, value): (offset, length) of an image, else the text; ("", "error", problem)."""
     while True:
         try:
             info = tar.next()
@@ -39,21 +51,25 @@ def _members(tar: tarfile.TarFile, handle: io.BufferedReader) -> Iterator[tuple[
         if info is None:
             break
         tar.members.clear()  # tarfile would keep every header
-        folder, name = posixpath.split(info.name)
-        key, _, suffix = name.partition(".")
-        key, suffix = posixpath.join(folder, key), suffix.lower()
-        if info.isdir() or not (f".{suffix}" in IMAGE_SUFFIXES or suffix in ("txt", "caption", "json")):
+        folder, file = posixpath.split(info.name)
+        key, _, suffix = file.partition(".")
+        key, called = posixpath.join(folder, key), name(suffix.lower())
+        if info.isdir() or not called:
             continue
         if leaves(info.name) or not info.isreg() or info.issparse():
             yield key, "error", f"archive member {info.name!r} leaves the archive or is not an ordinary file"
-        elif f".{suffix}" in IMAGE_SUFFIXES:
-            yield key, "image", (info.offset_data, info.size)
+        elif info.name.lower().endswith(IMAGE_SUFFIXES):
+            yield key, called, (info.offset_data, info.size)
         else:
             handle.seek(info.offset_data)
-            yield key, suffix, handle.read(min(info.size, MAX_TEXT + 1))
+            yield key, called, handle.read(min(info.size, MAX_TEXT + 1))
     handle.seek(tar.offset)
     if handle.read(512).strip(b"\0"):  # tarfile takes a broken header for the end
         yield "", "error", f"archive is damaged: no member header at byte {tar.offset}"
+
+
+def _name(suffix: str) -> str:
+    return "image" if f".{suffix}" in IMAGE_SUFFIXES else suffix if suffix in ("txt", "caption", "json") else ""
 
 
 def _sample(id: str, address: str, found: dict[str, Any]) -> Iterator[Row]:

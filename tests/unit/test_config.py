@@ -376,7 +376,7 @@ def test_misspelt_stage_is_suggested():
         ("data.real={kind: foldr, path: x}", "data.real.kind: 'foldr' is unknown; did you mean 'folder'?"),
         ("stages.easy.objective.kind=ppo", "stages.easy.objective.kind: 'ppo' is unknown; did you mean 'rpo'?"),
         ("stages.easy.objective.kind=dop", "stages.easy.objective.kind: 'dop' is unknown; did you mean 'dpo'?"),
-        ("stages.easy.pairs.kind=xyz", "stages.easy.pairs.kind: 'xyz' is unknown; one of score, reward"),
+        ("stages.easy.pairs.kind=xyz", "stages.easy.pairs.kind: 'xyz' is unknown; one of score, reward, given"),
     ],
 )
 def test_unknown_kind_is_refused_with_what_there_is(assignment, expected):
