@@ -112,8 +112,8 @@ def _report(config: RunConfig, tasks: list[Task], run: Store, pools: Store, timi
 
 def _notes(summary: dict, config: RunConfig) -> list[str]:
     notes = [
-        "Every model draws the same held-out prompts from the same noise. Preference accuracy is measured against the "
-        "base model on held-out pairs of the base model's images."
+        "Every model draws the same held-out prompts from the same noise. Preference accuracy is that of the last "
+        "step, measured against the base model on held-out pairs of the base model's images."
     ]
     if summary["real"]:
         values = ", ".join(f"{name} {value:.3f}" for name, value in summary["real"].items() if "/" not in name)
