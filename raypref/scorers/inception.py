@@ -8,6 +8,8 @@ import pickle
 import torch
 from torch import Tensor
 
+FILE = "pt_inception-2015-12-05-6726825d.pth"
+
 
 class Inception:
     """Pool features [B, 2048]; the Frechet distance of two sets of them is FID, as published values have it.
@@ -30,7 +32,10 @@ class Inception:
         checked = io.BytesIO()  # the library would read any pickle, so it gets a copy of the tensors
         torch.save(weights, checked)
         checked.seek(0)
-        self.network = FeatureExtractorInceptionV3("inception", ["2048"], checked).to(device)
+        try:
+            self.network = FeatureExtractorInceptionV3("inception", ["2048"], checked).to(device)
+        except RuntimeError:  # it lists some 600 keys
+            raise ValueError(f"{model} holds other weights than those of FID's Inception, {FILE}") from None
         self.device = device
 
     @torch.inference_mode()
