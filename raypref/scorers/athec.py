@@ -21,7 +21,7 @@ class Athec:
     contrast_range: grey levels (1 to 256) in the narrowest range that holds 90 % of the pixels
     entropy: of the histogram of grey levels, nats
     saturation, saturation_sd, value, value_sd: of HSV, 0 to 1
-    hue_count: how many of 20 hues have more than 5 % of the commonest one's pixels, pale and dark ones left out (Ke et al. 2006)
+    hue_count: how many of 20 hues have over 5 % of the commonest one's pixels, pale, dark and bright left out (Ke et al. 2006)
     colorfulness: Hasler and Suesstrunk 2003, 0 to about 150
     sharpness: standard deviation of the Laplacian of grey, in 8-bit levels
     depth_of_field: sharpness of the inner 2 x 2 of 4 x 4 blocks over that of all; above 1 where the edge is blurred
