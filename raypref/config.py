@@ -71,8 +71,8 @@ class Scorer(Strict):
 
 class Evaluation(Strict):
     preference: str = Field("preference", description="scorer whose mean and win rate are reported")
-    features: str | None = Field(None, description="feature model (an entry of scorers) for the Frechet distance")
-    scorers: tuple[str, ...] = Field((), description="further entries of `scorers` whose means are reported")
+    features: str | None = Field(None, description="feature model (an entry of scorers) for the Frechet distance, CMMD")
+    scorers: tuple[str, ...] = Field((), description="further entries of `scorers`, whose means are reported")
     likeness: tuple[str, ...] = Field((), description="feature models (entries of scorers) for likeness to `real`")
     second: str | None = Field(
         None, description="a second preference scorer, best one that picks no pairs: its win rate"

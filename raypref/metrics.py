@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
+from raypref.rewards import unit
+
 if TYPE_CHECKING:
     import torch
 
@@ -31,17 +33,41 @@ def frechet_distance(features_a: Values, features_b: Values) -> float:
     Bias: finite sets overestimate the distance, by tr(S_a) / N + tr(S_b) / M through the means alone and by more when
     N < D, where the covariance is singular. Compare only values from sets of the same sizes.
     """
-    a_ND, b_MD = _array(features_a, "features_a"), _array(features_b, "features_b")
-    for name, x in (("features_a", a_ND), ("features_b", b_MD)):
-        if x.ndim != 2 or len(x) < 2:
-            raise ValueError(f"{name} must be [N, D] with N >= 2, got shape {x.shape}")
-    if a_ND.shape[1] != b_MD.shape[1]:
-        raise ValueError(f"feature sizes differ: {a_ND.shape[1]} and {b_MD.shape[1]}; use the same extractor for both")
+    a_ND, b_MD = _feature_sets(features_a, features_b)
     root_a, root_b = (np.linalg.qr((x - x.mean(0)) / np.sqrt(len(x) - 1), mode="r") for x in (a_ND, b_MD))
     cross = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
     shift = np.square(a_ND.mean(0) - b_MD.mean(0)).sum()
     distance = shift + np.square(root_a).sum() + np.square(root_b).sum() - 2 * cross
     return max(float(distance), 0.0)  # rounding can leave -1e-13 for equal sets
+
+
+def cmmd(features_a: Values, features_b: Values, sigma: float = 10.0, block: int = 1024) -> float:
+    """CMMD (Jayasumana et al. 2024, arXiv 2401.09603): 1000 x the squared maximum mean discrepancy of two feature sets
+    under the kernel exp(-|x - y|^2 / (2 sigma^2)). Lower is better.
+
+    The unbiased estimate, which is the paper's formula: 0 on average for sets of one distribution, so a little below 0 at
+    times, whatever their sizes. The published code has the biased one, higher by at most 1000 (1/N + 1/M) (1 - mean kernel):
+    0.01 for two sets of 1000 CLIP features with a mean cosine of 0.5.
+
+    Features are put at unit length first, as CLIP's are in the paper, so sigma means the same for every extractor; values are
+    those of the literature only with the image features of OpenAI's CLIP ViT-L/14 at 336 px. Kernels of `block` x `block`
+    are held at a time.
+    """
+    a_ND, b_MD = (unit(x) for x in _feature_sets(features_a, features_b))
+    n, m = len(a_ND), len(b_MD)
+
+    def total(x: np.ndarray, y: np.ndarray) -> float:
+        """Sum of kernel - 1, which keeps the digits that a sum of numbers near 1 would lose."""
+        found = 0.0
+        for p in (x[i : i + block] for i in range(0, len(x), block)):
+            for q in (y[j : j + block] for j in range(0, len(y), block)):
+                halves = (np.square(p).sum(1)[:, None] + np.square(q).sum(1)) / 2 - p @ q.T  # |p - q|^2 / 2
+                found += np.expm1(-np.maximum(halves, 0) / sigma**2).sum()
+        return found
+
+    # an image with itself has kernel - 1 = 0, so that only the divisor leaves it out
+    within = total(a_ND, a_ND) / (n * (n - 1)) + total(b_MD, b_MD) / (m * (m - 1))
+    return float(1000 * (within - 2 * total(a_ND, b_MD) / (n * m)))
 
 
 def win_outcomes(scores_a: Values, scores_b: Values) -> np.ndarray:
@@ -129,6 +155,17 @@ def _array(values: Values, name: str) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError(f"{name} holds {np.count_nonzero(~np.isfinite(array))} values that are not finite")
     return array
+
+
+def _feature_sets(features_a: Values, features_b: Values) -> tuple[np.ndarray, np.ndarray]:
+    """[N, D] and [M, D], of two images or more each."""
+    a_ND, b_MD = _array(features_a, "features_a"), _array(features_b, "features_b")
+    for name, x in (("features_a", a_ND), ("features_b", b_MD)):
+        if x.ndim != 2 or len(x) < 2:
+            raise ValueError(f"{name} must be [N, D] with N >= 2, got shape {x.shape}")
+    if a_ND.shape[1] != b_MD.shape[1]:
+        raise ValueError(f"feature sizes differ: {a_ND.shape[1]} and {b_MD.shape[1]}; use the same extractor for both")
+    return a_ND, b_MD
 
 
 def _flat(values: Values, name: str) -> np.ndarray:

@@ -38,6 +38,7 @@ COLUMNS = {
     "win_rate_vs_base": Column("Win rate", 1, True, "share of prompts that score higher than the base model's image"),
     "second_win_rate": Column("2nd win rate", 1, True, "win rate by the second preference scorer"),
     "frechet_distance": Column("Fréchet dist.", -1, False, "distance to real images in feature space"),
+    "cmmd": Column("CMMD", -1, False, "distance to real images by a kernel on unit-length features, times 1000"),
     "clip_t": Column("CLIP-T", 1, False, "cosine of image and prompt features"),
     "dino": Column("DINO", 1, False, "mean cosine of DINO features of image and reference images"),
     "clip_i": Column("CLIP-I", 1, False, "mean cosine of CLIP features of image and reference images"),
@@ -137,8 +138,10 @@ def render(data: dict) -> str:
     """The HTML page of a run; the keys of `data` are the sections of report.html.j2, each optional."""
     tasks = data.get("tasks") or []
     config = data.get("config")
+    stages = data.get("stages") or []
     derived = {
-        "results": _results(data.get("stages") or []),
+        "results": _results(stages),
+        "described": _described(stages, data.get("real")),
         "plots": _plots(data.get("curves") or {}),
         "task_seconds": sum(task.get("seconds") or 0 for task in tasks),
         "longest_task": max((task.get("seconds") or 0 for task in tasks), default=0),
@@ -168,6 +171,7 @@ def table(stages: list) -> str:
 def _results(stages: list) -> dict:
     """{"columns": [{label, arrow, meaning}], "rows": [{name, cells: [{text, delta, good, best, interval}]}]}."""
     present = dict.fromkeys(name for stage in stages for name, value in stage["metrics"].items() if finite(value))
+    present = [name for name in present if "/" not in name]  # those that describe have tables of their own
     names = [name for name in COLUMNS if name in present] + [name for name in present if name not in COLUMNS]
     if not names:
         return {}
@@ -178,6 +182,28 @@ def _results(stages: list) -> dict:
         "columns": [{"label": c.label, "arrow": arrows[c.better], "meaning": c.meaning} for c in columns.values()],
         "intervals": any(stage.get("intervals") for stage in stages),
         "rows": [{"name": s["name"], "cells": row} for s, row in zip(stages, zip(*cells, strict=True), strict=True)],
+    }
+
+
+def _described(stages: list, real: dict | None) -> dict[str, dict]:
+    """As `_results`, of each scorer whose columns describe images; the held-out real ones are the last row."""
+    rows = [*stages, *([{"name": "real", "metrics": real}] if real else [])]
+    scorers = dict.fromkeys(name.partition("/")[0] for row in stages for name in row["metrics"] if "/" in name)
+    return {
+        scorer: _results(
+            [
+                {
+                    "name": row["name"],
+                    "metrics": {
+                        name.removeprefix(f"{scorer}/"): value
+                        for name, value in row["metrics"].items()
+                        if name.startswith(f"{scorer}/")
+                    },
+                }
+                for row in rows
+            ]
+        )
+        for scorer in scorers
     }
 
 

@@ -93,7 +93,8 @@ def _report(config: RunConfig, tasks: list[Task], run: Store, pools: Store, timi
         "created": time.strftime("%Y-%m-%d %H:%M"),
         "versions": run.read_json("env.json")["versions"],
         "stages": summary["stages"],
-        "baseline_notes": _notes(summary) + truncated(tasks, pools),
+        "real": summary["real"],
+        "baseline_notes": _notes(summary, config) + truncated(tasks, pools),
         "curves": {
             task.model: [json.loads(line) for line in run.read(f"{task.path}/metrics.jsonl").splitlines()]
             for task in tasks
@@ -109,14 +110,16 @@ def _report(config: RunConfig, tasks: list[Task], run: Store, pools: Store, timi
     }
 
 
-def _notes(summary: dict) -> list[str]:
+def _notes(summary: dict, config: RunConfig) -> list[str]:
     notes = [
-        "Every model draws the same held-out prompts from the same noise. Preference accuracy is measured against the "
-        "base model on held-out pairs of the base model's images."
+        "Every model draws the same held-out prompts from the same noise. Preference accuracy is that of the last "
+        "step, measured against the base model on held-out pairs of the base model's images."
     ]
     if summary["real"]:
-        values = ", ".join(f"{name} {value:.3f}" for name, value in summary["real"].items())
+        values = ", ".join(f"{name} {value:.3f}" for name, value in summary["real"].items() if "/" not in name)
         notes.append(f"Held-out real images for comparison: {values}.")
+    if sizes := next((sizes for stage in summary["stages"] if (sizes := stage.get("sizes"))), None):
+        notes.append(distances_note(sizes, config.scorers[config.evaluation.features].kind))
     notes += [f"{stage}: {words}." for stage, words in choices(summary).items()]
     return notes
 
@@ -133,6 +136,18 @@ def truncated(tasks: list[Task], pools: Store) -> list[str]:
                 f"effect on images, though scorers may read them; that of {id} is '{tail[:200]}'."
             )
     return list(found.values())
+
+
+def distances_note(sizes: dict, kind: str) -> str:
+    """What the distances to the real images are over, and what small sets do to them."""
+    few = min(sizes["images"], sizes["real"])
+    singular = (
+        f", by more since there are fewer than the {sizes['features']} features" if few < sizes["features"] else ""
+    )
+    return (
+        f"Fréchet distance and CMMD: features of {kind}, {sizes['images']} generated and {sizes['real']} real images. Small sets "
+        f"raise the Fréchet distance{singular}, so it compares only with others of the same numbers; CMMD's estimate is unbiased."
+    )
 
 
 def choices(summary: dict) -> dict[str, str]:

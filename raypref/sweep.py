@@ -225,7 +225,7 @@ def metrics(config: RunConfig) -> dict[str, tuple[Mode, str | None]]:
     if e.second:
         found["second_win_rate"] = ("max", e.second)
     if e.features and config.data.real:
-        found["frechet_distance"] = ("min", e.features)
+        found |= dict.fromkeys(("frechet_distance", "cmmd"), ("min", e.features))
     found |= {name: ("max", name) for name in (*e.scorers, *e.likeness)}
     return found | {"color_drift": ("min", None), "latent_mean_drift": ("min", None)}
 

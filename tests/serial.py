@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from raypref import evaluation, listing, models, pairing, pools, scorers, scoring
@@ -68,7 +69,8 @@ def _train(task, store, config):
         spec["validation"],
     )  # fmt: skip
     train_stage(job, Alone(), TorchEngine)
-    finalize(store, task.path, "train", task.fields, 0)
+    rows = [json.loads(line) for line in store.read(f"{task.path}/metrics.jsonl").splitlines()]
+    write_manifest(store, task.path, task.kind, task.fields, len(rows), rows[-1])
 
 
 def _evaluate(task, store, config):

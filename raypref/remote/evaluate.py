@@ -1,4 +1,7 @@
-"""Evaluates finished runs, or a model as it is, by a protocol; nothing is trained, and a run's own files stay as they are."""
+"""Evaluates finished runs, or a model as it is, by a protocol; nothing is trained, and a run's own files stay as they are.
+
+Without a protocol, compares two models from what their runs have stored (compare.py).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from functools import reduce
 from raypref import cli, dreambench, overlays, recipes
 from raypref.artifacts import Store
 from raypref.config import RunConfig, build
+from raypref.remote import compare
 from raypref.remote.job import refuse, store_of, stores
 from raypref.rundir import check, claim
 
@@ -15,10 +19,14 @@ from raypref.rundir import check, claim
 def evaluate_job(description: str) -> None:
     """Options; the plan, or the table of what was found in the run directory."""
     options = cli.parser(description.splitlines()[0], None)
-    options.add_argument("--protocol", choices=["dreambench"], default="dreambench", help="what is measured, and how")
+    options.add_argument("--protocol", choices=["dreambench"], help="evaluate by it; without: compare finished models")
+    compare.add_options(options)
     arguments = options.parse_args()
     if arguments.list_recipes:
         return cli.list_recipes()
+    compare.check_options(arguments)
+    if not arguments.protocol:
+        return compare.compare_job(arguments)
     run, pools = stores(arguments)
     configs = (_as_it_is if arguments.recipe else _of_runs)(arguments, run)
     if arguments.dry_run:

@@ -4,7 +4,9 @@
     scores = scorer(images, prompts)
 
 `images`: float32 [B, 3, H, W] in [0, 1], any size; `prompts`: B strings. The result is float32 [B] (a score, higher is better)
-or [B, D] (features). Each model owns its resize and normalisation. The table is lazy: a worker imports what it uses and no more.
+or [B, D] (features). Each model owns its resize and normalisation. A class whose features each mean something names them in a
+tuple `columns`; named in `evaluation.scorers`, each is a metric of its own, 'scorer/column'. The table is lazy: a worker imports
+what it uses and no more.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ TABLE = {
     "align_pair": "raypref.scorers.align:AlignPair",
     "dino": "raypref.scorers.dino:Dino",
     "pickscore": "raypref.scorers.pickscore:PickScore",
+    "inception": "raypref.scorers.inception:Inception",
     "color_statistics": "raypref.scorers.color:ColorStatistics",
+    "athec": "raypref.scorers.athec:Athec",
     "mini_attributes": "raypref.scorers.mini:Attributes",
     "mini_features": "raypref.scorers.mini:Features",
 }

@@ -89,7 +89,7 @@ BY_THE_MINIATURE = ("scorers.clip_i.args.model=mini:scorer", "scorers.clip_t.arg
 
 def job(monkeypatch, run, *arguments: str) -> None:
     """jobs/evaluate.py in this process."""
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--run-dir", str(run), *arguments])
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--protocol", "dreambench", "--run-dir", str(run), *arguments])
     evaluate_job("a job")
 
 

@@ -6,17 +6,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raypref.artifacts import POOL, SCORES, Store, digest, finalize, write_shard
+from raypref import metrics
+from raypref.artifacts import POOL, SCORES, Store, digest, finalize, iter_rows, write_shard
 from raypref.config import Evaluation
 from raypref.evaluation import evaluate
+from raypref.scorers.athec import Athec
 
 IDS = ["a", "b", "c", "d"]
 MISSING = "b"  # of the model's images
 
 
-def put(store: Store, path: str, schema: pa.Schema, rows: list[dict]) -> str:
+ROLES = ("images", "real")
+
+
+def put(store: Store, path: str, schema: pa.Schema, rows: list[dict], fields: dict | None = None) -> str:
     write_shard(store, path, 0, pa.Table.from_pylist(rows, schema), digest(path))
-    finalize(store, path, path.split("/")[0], path, 1)
+    finalize(store, path, path.split("/")[0], fields or {"path": path}, 1)
     return path
 
 
@@ -56,3 +61,31 @@ def test_images_that_were_set_aside_count_nowhere(spec):
     assert result["metrics"]["latent_mean_drift"] == pytest.approx(0.5)
     assert 0.4 < result["metrics"]["preference_score"] < 0.7
     assert set(result["intervals"]) == {"preference_score", "win_rate_vs_base"}
+
+
+def test_columns_that_a_scorer_names_are_metrics_of_their_own(spec):
+    store, spec = spec
+    columns = Athec.columns
+    for role, shift in (("images", 1.0), ("base", 2.0), ("real", 5.0)):
+        rows = [{"prompt_id": id, "values": [[shift + i for i in range(len(columns))]]} for id in IDS[:3]]
+        path = f"scores/{role}-looks"
+        spec["scores"].setdefault(role, {})["looks"] = put(store, path, SCORES, rows, {"scorer": {"kind": "athec"}})
+    spec["scores"]["real"] |= {name: spec["scores"]["base"][name] for name in ("preference", "color_statistics")}
+    result = evaluate(spec, Evaluation(scorers=("looks",)), store, store)
+    for found, shift in ((result["metrics"], 1.0), (result["real"], 5.0)):
+        assert {name: value for name, value in found.items() if "/" in name} == {
+            f"looks/{name}": shift + i for i, name in enumerate(columns)
+        }
+        assert "looks" not in found
+
+
+def test_distances_to_real_images_say_how_many_they_are_over(spec):
+    store, spec = spec
+    spec["scores"]["real"] = spec["scores"]["base"]
+    result = evaluate(spec, Evaluation(features="features"), store, store)
+    mine, real = ([row["values"][0] for row in iter_rows(store, spec["scores"][role]["features"])] for role in ROLES)
+    mine = [value for value in mine if len(value) == 3]
+    assert result["metrics"]["frechet_distance"] == metrics.frechet_distance(mine, real)
+    assert result["metrics"]["cmmd"] == metrics.cmmd(mine, real)
+    assert result["sizes"] == {"images": 3, "real": 4, "features": 3}
+    assert evaluate(spec, Evaluation(), store, store)["sizes"] == {}

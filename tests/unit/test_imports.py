@@ -46,6 +46,7 @@ def test_core_imports_neither_ray_nor_deepspeed():
         "raypref.planning",
         "raypref.dreambench",
         "raypref.remote.evaluate",
+        "raypref.comparison_page",
         "raypref.journal",
         "raypref.listing",
         "raypref.pairing",

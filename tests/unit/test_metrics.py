@@ -128,3 +128,50 @@ def test_latent_mean_drift_is_per_channel():
     assert metrics.latent_mean_drift(b, b) == 0
     with pytest.raises(ValueError, match="equal C"):
         metrics.latent_mean_drift(a, b[:, :1])
+
+
+def naive_cmmd(a, b, sigma=10.0):
+    def kernel(x, y):
+        return math.exp(-sum((p - q) ** 2 for p, q in zip(x, y, strict=True)) / (2 * sigma**2))
+
+    def within(x):
+        pairs = [(i, j) for i in range(len(x)) for j in range(len(x)) if i != j]
+        return sum(kernel(x[i], x[j]) for i, j in pairs) / len(pairs)
+
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    return 1000 * (within(a) + within(b) - 2 * sum(kernel(x, y) for x in a for y in b) / (len(a) * len(b)))
+
+
+def test_cmmd_by_hand():
+    # both sets are one point each, at a right angle: 1 + 1 - 2 exp(-2 / 200)
+    a, b = np.array([[1.0, 0]] * 2), np.array([[0, 3.0]] * 3)
+    assert metrics.cmmd(a, b) == pytest.approx(2000 * (1 - math.exp(-0.01)))
+    # a has both points, b one: (k + 1 - (1 + k)) without an image's likeness to itself
+    assert metrics.cmmd([[1, 0], [0, 1]], [[1, 0], [1, 0]]) == pytest.approx(0, abs=1e-12)
+    assert metrics.cmmd([[1, 0], [0, 1]], [[1, 0], [0, 1]]) == pytest.approx(-1000 * (1 - math.exp(-0.01)))
+
+
+@pytest.mark.parametrize("block", [1, 3, 7, 1024])
+def test_cmmd_equals_a_double_loop_in_blocks_of_any_size(block):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(9, 5)), 3 + rng.normal(size=(7, 5))
+    assert metrics.cmmd(a, b, block=block) == pytest.approx(naive_cmmd(a, b), abs=1e-9)
+    assert metrics.cmmd(a, b, sigma=0.5, block=block) == pytest.approx(naive_cmmd(a, b, 0.5), abs=1e-9)
+
+
+def test_cmmd_is_unbiased_and_the_same_for_features_of_any_length():
+    rng = np.random.default_rng(1)
+    small = [metrics.cmmd(*rng.normal(size=(2, 6, 8))) for _ in range(400)]
+    low, high = metrics.bootstrap_interval(small)
+    assert low < 0 < high and min(small) < 0  # the biased estimate would be 3 on average
+    a, b = rng.normal(size=(40, 8)), 1 + rng.normal(size=(30, 8))
+    assert metrics.cmmd(a, b) == pytest.approx(metrics.cmmd(b, a))
+    assert metrics.cmmd(a * 7, b) == pytest.approx(metrics.cmmd(a, b))
+    assert metrics.cmmd(a, b) > metrics.cmmd(a, b - 0.5) > 0
+
+
+def test_cmmd_refuses_what_the_frechet_distance_refuses():
+    with pytest.raises(ValueError, match="N >= 2"):
+        metrics.cmmd(np.ones((1, 4)), np.ones((9, 4)))
+    with pytest.raises(ValueError, match="feature sizes differ"):
+        metrics.cmmd(np.ones((3, 4)), np.ones((3, 5)))

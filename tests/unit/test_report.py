@@ -10,7 +10,7 @@ from PIL import Image
 
 from raypref import page, report
 from raypref.images import decode, encode
-from raypref.reporting import contact_sheet
+from raypref.reporting import contact_sheet, distances_note
 
 ATTACK = '<script>alert("x")</script>'
 
@@ -152,6 +152,24 @@ def test_unknown_metrics_are_shown_without_direction():
     lines = report.table([stage("a", my_metric=1.0), stage("b", my_metric=2.0)]).splitlines()
     assert lines[0].split() == ["stage", "my", "metric"]
     assert "*" not in lines[2] + lines[3]
+
+
+def test_what_describes_has_a_table_of_its_own_with_the_real_images_last():
+    stages = [stage("base", clip_t=0.5, **{"looks/hue": 2.0}), stage("easy", clip_t=0.6, **{"looks/hue": 2.5})]
+    text = Checker(report.render({"stages": stages, "real": {"clip_t": 0.9, "looks/hue": 7.25}})).text
+    results, _, statistics = text.partition("Statistics of the images")
+    assert "hue" not in results and "7.25" not in results
+    assert statistics.split()[:8] == ["looks", "hue", "base", "2.000", "easy", "2.500", "+0.500", "real"]
+    assert "7.250" in statistics
+    assert "hue" not in report.table(stages)
+    assert "Statistics of the images" not in Checker(report.render(full())).text
+
+
+@pytest.mark.parametrize(("features", "singular"), [(64, False), (768, True)])
+def test_note_of_the_distances_names_the_sizes_and_the_bias(features, singular):
+    note = distances_note({"images": 256, "real": 512, "features": features}, "inception")
+    assert "features of inception, 256 generated and 512 real images" in note
+    assert (f"fewer than the {features} features" in note) == singular
 
 
 def test_pictures():

@@ -24,7 +24,9 @@ MINI = {
     "mini_attributes": {},
     "mini_features": {},
     "color_statistics": {},
+    "athec": {},
 }
+OWN_FILES = {"inception"}  # large
 NAMES = [*MINI, "pickscore", "align_pair", "dino"]
 
 
@@ -70,7 +72,7 @@ def test_every_kind_of_the_table_can_be_imported(kind):
 
 
 def test_every_kind_of_the_table_is_tested_here():
-    assert {name.split()[0] for name in NAMES} == set(scorers.TABLE)
+    assert {name.split()[0] for name in NAMES} | OWN_FILES == set(scorers.TABLE)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,7 +81,7 @@ def test_result_is_finite_float32_one_row_an_image(load, people, name):
     values = load(name)(images, prompts)
     assert values.dtype == torch.float32
     assert values.shape[0] == 6
-    features = name.endswith(("_features", "_pair")) or name in ("color_statistics", "dino")
+    features = name.endswith(("_features", "_pair")) or name in ("color_statistics", "athec", "dino")
     assert values.ndim == (2 if features else 1)
     assert values.isfinite().all()
     assert not values.requires_grad
