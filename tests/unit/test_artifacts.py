@@ -244,7 +244,7 @@ def test_manifest_of_other_fields_names_them(store):
 
 def test_manifest_of_another_schema_version_is_refused(store):
     store.write_json("pools/p/manifest.json", {"schema_version": 99})
-    with pytest.raises(ValueError, match="schema_version 99, this version reads 1"):
+    with pytest.raises(ValueError, match="schema_version 99, this version reads 2"):
         artifacts.read_manifest(store, "pools/p")
 
 
