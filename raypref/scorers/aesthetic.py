@@ -1,4 +1,4 @@
-"""LAION's improved aesthetic predictor (Schuhmann et al. 2022, LAION-5B, arXiv 2210.08402)."""
+"""LAION's improved aesthetic predictor: a linear head on CLIP features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def published_head(width: int) -> nn.Sequential:
 
 
 class Aesthetic(OpenClip):
-    """The mean rating that people would give: 1 to 10, mostly 4 to 7. The prompt does not matter.
+    """Schuhmann et al. 2022 (LAION-5B), arXiv 2210.08402: the mean rating that people would give, 1 to 10, mostly 4 to 7.
+    The prompt does not matter.
 
     `weights`: sac+logos+ava1-l14-linearMSE.pth, as a file or owner/name/file of the hub. `model`, `pretrained`: the CLIP
     model of its features, as of `open_clip`.

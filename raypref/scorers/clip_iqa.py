@@ -1,4 +1,4 @@
-"""CLIP-IQA (Wang et al. 2022, arXiv 2207.12396): the look of an image by a pair of opposite prompts."""
+"""CLIP-IQA: the look of an image by a pair of opposite prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ PAIRS = {"quality": ("Good photo.", "Bad photo."), "sharpness": ("Sharp photo.",
 
 
 class ClipIqa(OpenClip):
-    """The probability of the first of two prompts: 0 to 1. The prompt of the image does not matter.
+    """Wang et al. 2022, arXiv 2207.12396: the probability of the first of two prompts, 0 to 1. The prompt of the image does
+    not matter.
 
     `prompts`: quality, sharpness, or [positive, negative]. `model`, `pretrained`: as of `open_clip`, with the preprocessing
     of that model (the paper has an RN50 without position embeddings, which sees images at full size).

@@ -33,7 +33,8 @@ class RankAverage:
     """Mean rank over `parts`: [{"kind", "args"}, ...] among the candidates of one prompt: 0 (worst by all) to 1 (best by all).
 
     Called, it gives the scores of its parts [B, K]; `over_candidates` makes ranks of them where all candidates of a prompt
-    are at hand (`scoring.score_shard`). Ranks of different prompts or models cannot be compared.
+    are at hand (`scoring.score_shard`): all of a pool, of which `pairs.first` may then take a part. Ranks of different prompts,
+    domains or models cannot be compared.
     """
 
     def __init__(self, parts: list[dict], device: str = "cpu"):

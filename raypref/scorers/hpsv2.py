@@ -1,4 +1,4 @@
-"""Human Preference Score v2 (Wu et al. 2023, arXiv 2306.09341): a CLIP ViT-H tuned on human choices."""
+"""Human Preference Score v2 and v2.1: a CLIP ViT-H tuned on human choices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raypref.scorers.resizing import pad
 
 
 class HpsV2(OpenClip):
-    """The cosine of image and text features (about 0.2 to 0.35; papers often give it times 100).
+    """Wu et al. 2023, arXiv 2306.09341: the cosine of image and text features (about 0.2 to 0.35; often given times 100).
 
     `weights`: HPS_v2.1_compressed.pt or, for version 2.0, HPS_v2_compressed.pt, as a file or owner/name/file of the hub.
     `model`: the open_clip architecture. As published, images are not cropped but padded with black to a square.

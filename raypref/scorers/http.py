@@ -48,7 +48,7 @@ class Http:
             retries, backoff_factor=0.5, status_forcelist=BUSY, allowed_methods=["POST"], raise_on_status=False
         )
         self.session.mount(f"{parts.scheme}://", HTTPAdapter(max_retries=retry))
-        for header, variable in (headers_env or {}).items():
+        for header, variable in dict(headers_env or {}).items():
             if not os.environ.get(variable):
                 raise ValueError(
                     f"headers_env.{header}: the environment variable {variable!r} is not set on this worker"

@@ -1,4 +1,4 @@
-"""ImageReward (Xu et al. 2023, arXiv 2304.05977): BLIP with a reward head, tuned on human rankings."""
+"""ImageReward: BLIP with a reward head, tuned on human rankings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of rewards, as published
 
 
 class ImageReward:
-    """The reward standardised as published: mean 0 and deviation 1 over the authors' images, mostly -2 to 2.
+    """Xu et al. 2023, arXiv 2304.05977: the reward, standardised as published (mean 0 and deviation 1 over the authors'
+    images, mostly -2 to 2).
 
     `weights`: ImageReward.pt, as a file or owner/name/file of the hub; the sizes of the networks are read from it.
     `tokenizer`: that of BERT (uncased), a folder or hub id.

@@ -35,8 +35,8 @@ def read(name: str) -> dict[str, Any]:
         state = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, EOFError) as error:
         raise ValueError(
-            f"weights {name!r}: refused, since it is not a file of tensors alone "
-            f"({str(error).splitlines()[0]}); give safetensors, or a checkpoint that torch.load reads with weights_only"
+            f"weights {name!r}: refused, since it is not a whole file of tensors alone; give safetensors, or a checkpoint that "
+            "torch.load reads with weights_only=True"
         ) from error
     if not isinstance(state, dict):
         raise ValueError(f"weights {name!r}: holds a {type(state).__name__}, not weights by name")

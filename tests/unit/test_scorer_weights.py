@@ -34,27 +34,22 @@ class Planted:
 def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path, kind, plain):
     file, target = tmp_path / "weights.pt", tmp_path / "planted"
     if plain:
-        file.write_bytes(pickle.dumps({"state_dict": Planted(target)}))
+        file.write_bytes(pickle.dumps(Planted(target), protocol=2))
     else:
         torch.save({"state_dict": {"logit_scale": torch.ones(1)}, "extra": Planted(target)}, file)
     with pytest.raises(ValueError, match=rf"scorer '{kind}' with arguments .*weights"):
         scorers.load(kind, KINDS[kind](str(file)))
     assert not target.exists()
-    torch.load(file, weights_only=False) if not plain else pickle.loads(file.read_bytes()).close()
-    assert target.exists()  # it would have
+    opened = pickle.loads(file.read_bytes()) if plain else torch.load(file, weights_only=False)["extra"]
+    opened.close()
+    assert target.exists()  # it would have been
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "is not a file of tensors alone"),
-        (b"<html>not found</html>", "is not a file of tensors alone"),
-    ],
-)
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>"])
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
-def test_files_that_are_no_weights(tmp_path, name, content, message):
+def test_files_that_are_no_weights(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"{name}': refused, since it is not a whole file of tensors alone"):
         weights.read(str(tmp_path / name))
 
 
@@ -111,5 +106,5 @@ def test_a_head_with_activations_is_told_from_the_linear_one(tmp_path):
         f"layers.{old}.{kind}": f"layers.{new}.{kind}" for old, new in renamed.items() for kind in ("weight", "bias")
     }
     torch.save({numbers.get(key, key): value for key, value in state.items()}, tmp_path / "relu.pth")
-    with pytest.raises(ValueError, match=r"8 weights of the Sequential are missing, such as '2\.weight'"):
+    with pytest.raises(ValueError, match=r"size mismatch for 6\.weight"):
         scorers.load("aesthetic", {"weights": str(tmp_path / "relu.pth"), "model": "mini:clip"})
