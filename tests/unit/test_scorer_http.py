@@ -70,14 +70,14 @@ def test_a_redirect_is_not_followed(monkeypatch):
 
 def test_a_slow_service_is_waited_for_no_longer_than_told():
     def slow(body, number):
-        time.sleep(1.5)
+        time.sleep(5)
         return brightness(body, number)
 
     with serve(slow) as (url, seen):
         start = time.monotonic()
         with pytest.raises(RuntimeError, match=r"no answer in 2 attempt\(s\) of 0.2 s: .*timed out"):
             load(url, timeout_s=0.2, retries=1)(IMAGES, PROMPTS)
-        assert time.monotonic() - start < 1.4 and len(seen) == 2
+        assert time.monotonic() - start < 4 and len(seen) == 2
 
 
 def test_a_service_that_is_not_there():
