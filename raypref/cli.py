@@ -108,22 +108,25 @@ def absolute(config: RunConfig) -> RunConfig:
         for name in ("prompts", "real", "pairs", "eval_prompts", "eval_real")
         if hasattr(source := getattr(config.data, name), "path")
     }
-    scorers = {
-        name: scorer.model_copy(update={"args": {key: _folder(value) for key, value in scorer.args.items()}})
-        for name, scorer in config.scorers.items()
-    }
+    scorers = {name: scorer.model_copy(update={"args": _local(scorer.args)}) for name, scorer in config.scorers.items()}
     return config.model_copy(
         update={
             "data": config.data.model_copy(update=data),
-            "model": config.model.model_copy(update={"base": _folder(config.model.base)}),
+            "model": config.model.model_copy(
+                update={field: _local(getattr(config.model, field)) for field in ("base", "config", "lora")}
+            ),
             "scorers": scorers,
         }
     )
 
 
-def _folder(value: Any) -> Any:
-    """The name of a local folder made absolute; anything else, such as a hub id, as it is."""
-    return location(value) if isinstance(value, str) and os.path.isdir(os.path.expanduser(value)) else value
+def _local(value: Any) -> Any:
+    """Names of local files and folders made absolute, in lists and mappings too; anything else, such as a hub id, as it is."""
+    if isinstance(value, dict):
+        return {key: item if key == "kind" else _local(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_local(item) for item in value]
+    return location(value) if isinstance(value, str) and os.path.exists(os.path.expanduser(value)) else value
 
 
 def location(uri: str) -> str:

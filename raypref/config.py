@@ -164,6 +164,7 @@ def _problems(config: RunConfig):
         for name in getattr(config.evaluation, role):
             if name not in config.scorers:
                 yield f"evaluation.{role}: {name!r} is not in scorers ({names(config.scorers)})"
+    yield from _rank_problems(config)
     if config.evaluation.likeness and config.data.real is None:
         yield "evaluation.likeness: needs real images; give data.real"
     if config.data.pairs and config.stages and not any(s.pairs.kind == "given" for s in config.stages.values()):
@@ -190,6 +191,26 @@ def _problems(config: RunConfig):
                 yield f"{where}.lora.{module}: differs from that of an earlier stage, whose adapter it continues"
         chains[name] = [*chains.get(start, []), name]
         known.append(name)
+
+
+def _rank_problems(config: RunConfig):
+    """Of ranks, which are among the candidates of one prompt in one domain, and elsewhere say nothing."""
+    evaluation, used = config.evaluation, {}
+    for role in ("preference", "features", "second", "scorers", "likeness"):
+        found = getattr(evaluation, role)
+        used[f"evaluation.{role}"] = found if isinstance(found, tuple) else (found,)
+    for name, stage in config.stages.items():
+        if stage.validation is not None:
+            used[f"stages.{name}.validation.features"] = (stage.validation.features,)
+        if stage.pairs.kind == "reward" or stage.loser not in (None, stage.winner):
+            used[f"stages.{name}.pairs"] = (stage.pairs.scorer,)
+    for where, names_of in used.items():
+        for name in names_of:
+            if name in config.scorers and config.scorers[name].kind == "rank_average":
+                yield (
+                    f"{where}: {name!r} is a rank_average, which orders the candidates of one prompt and domain and cannot be "
+                    "compared beyond; choose a scorer whose values can, such as a weighted_sum"
+                )
 
 
 def _whole_problems(config: RunConfig, where: str, stage: Stage, start: str):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
@@ -37,6 +38,8 @@ def score_shard(
         for (id, number), value in values.items()
         if not all(map(math.isfinite, value))
     ]
+    if hasattr(scorer, "over_candidates"):
+        values = _over_candidates(scorer.over_candidates, values)
     width = max(map(len, values.values()), default=1)
     for item in rejected:
         id, _, number = item["id"].rpartition("/")
@@ -51,6 +54,19 @@ def score_shard(
         for row in rows
     ]
     return pa.Table.from_pylist(table, SCORES), rejected
+
+
+def _over_candidates(combine: Callable[[np.ndarray], np.ndarray], values: dict) -> dict[tuple[str, int], list[float]]:
+    """One value an image, from those of all finite candidates of its prompt."""
+    prompts: dict[str, dict] = {}
+    for key, row in values.items():
+        if all(map(math.isfinite, row)):
+            prompts.setdefault(key[0], {})[key] = row
+    return {
+        key: [value]
+        for rows in prompts.values()
+        for key, value in zip(rows, combine(np.array(list(rows.values()))).tolist(), strict=True)
+    }
 
 
 def without_token(prompt: str, token: str | None) -> str:

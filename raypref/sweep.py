@@ -237,16 +237,23 @@ def searched_by(config: RunConfig) -> dict[tuple, str]:
         roles = {f"stages.{name}.pairs": stage.pairs.scorer}
         if stage.validation:
             roles[f"stages.{name}.validation.features"] = stage.validation.features
-        uses |= {_identity(config, scorer): where for where, scorer in roles.items() if scorer}
+        uses |= {
+            identity: where
+            for where, scorer in roles.items()
+            if scorer
+            for identity in _identities(config.scorers[scorer].model_dump())
+        }
     return uses
 
 
-def _identity(config: RunConfig, name: str) -> tuple:
-    """What makes two scorers the same model, whatever they are called and whichever of its outputs they use."""
-    scorer = config.scorers[name]
-    model = scorer.args.get("model", scorer.kind)
+def _identities(scorer: dict) -> list[tuple]:
+    """What makes two scorers the same model, whatever they are called and whichever of its outputs they use; of each part."""
+    args = scorer.get("args") or {}
+    if isinstance(parts := args.get("parts"), list):
+        return [identity for part in parts if isinstance(part, dict) for identity in _identities(part)]
+    model = str(args.get("model", args.get("url", scorer.get("kind"))))
     # a folder or hub id has weights of its own, and `pretrained` says nothing
-    return (model, None if any(sign in model for sign in "/:") else scorer.args.get("pretrained"))
+    return [(model, None if any(sign in model for sign in "/:") else args.get("pretrained"))]
 
 
 def objective_problems(objective: Any, config: RunConfig) -> Iterator[str]:
@@ -278,7 +285,9 @@ def objective_problems(objective: Any, config: RunConfig) -> Iterator[str]:
             getattr(s.objective, "statistics", None) for s in config.stages.values()
         ):
             yield f"objective.{metric}: is what the statistics loss lowers, so its best is always at an edge"
-        elif (scorer := known[metric][1]) and (where := uses.get(_identity(config, scorer))):
+        elif (scorer := known[metric][1]) and (
+            where := next((uses[i] for i in _identities(config.scorers[scorer].model_dump()) if i in uses), None)
+        ):
             yield (
                 f"objective.{metric}: is measured by scorers.{scorer}, the model that {where} uses, so training would be "
                 "judged by what it was trained for; choose a metric of another model"

@@ -4,15 +4,17 @@
     scores = scorer(images, prompts)
 
 `images`: float32 [B, 3, H, W] in [0, 1], any size; `prompts`: B strings. The result is float32 [B] (a score, higher is better)
-or [B, D] (features). Each model owns its resize and normalisation. A class whose features each mean something names them in a
-tuple `columns`; named in `evaluation.scorers`, each is a metric of its own, 'scorer/column'. The table is lazy: a worker imports
-what it uses and no more.
+or [B, D] (features). A class whose features each mean something names them in a tuple `columns`; named in
+`evaluation.scorers`, each is a metric of its own, 'scorer/column'. A scorer that needs all candidates of a prompt gives [B, K]
+and has `over_candidates(values_NK) -> N`, which `scoring.score_shard` calls. Each model owns its resize and normalisation. The
+table is lazy: a worker imports what it uses and no more.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import pickle
 from collections.abc import Callable
 
 from torch import Tensor
@@ -25,6 +27,13 @@ TABLE = {
     "dino": "raypref.scorers.dino:Dino",
     "pickscore": "raypref.scorers.pickscore:PickScore",
     "inception": "raypref.scorers.inception:Inception",
+    "hpsv2": "raypref.scorers.hpsv2:HpsV2",
+    "image_reward": "raypref.scorers.image_reward:ImageReward",
+    "aesthetic": "raypref.scorers.aesthetic:Aesthetic",
+    "clip_iqa": "raypref.scorers.clip_iqa:ClipIqa",
+    "weighted_sum": "raypref.scorers.combined:WeightedSum",
+    "rank_average": "raypref.scorers.combined:RankAverage",
+    "http": "raypref.scorers.http:Http",
     "color_statistics": "raypref.scorers.color:ColorStatistics",
     "athec": "raypref.scorers.athec:Athec",
     "mini_attributes": "raypref.scorers.mini:Attributes",
@@ -53,5 +62,5 @@ def load(kind: str, args: dict, device: str = "cpu") -> Callable[[Tensor, list[s
     scorer = find(kind)
     try:
         return scorer(**args, device=device)
-    except (TypeError, OSError, ValueError, RuntimeError) as error:
+    except (TypeError, OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         raise ValueError(f"scorer {kind!r} with arguments {args}: {error}") from error

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
 from raypref.mini import locate
+from raypref.scorers.resizing import crop
 
 
 class OpenClip:
@@ -33,18 +34,18 @@ class OpenClip:
         self.tokenizer = open_clip.get_tokenizer(name)
         self.scale, self.device = scale, device
 
+    @property
+    def size(self) -> int:
+        """Side of the images that the model sees, pixels."""
+        size = self.model.visual.image_size
+        return size if isinstance(size, int) else size[0]
+
     def features(self, images: Tensor) -> Tensor:
         """Unit-length image features [B, D]. Resized (bicubic, antialiased) so that the short side fits, centre-cropped,
         normalised as the model's own preprocessing says."""
-        visual = self.model.visual
-        size = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
-        config = visual.preprocess_cfg
-        images = images.to(self.device)
-        if images.shape[2:] != (size, size):
-            images = T.center_crop(T.resize(images, [size], T.InterpolationMode.BICUBIC, antialias=True), [size]).clamp(
-                0, 1
-            )
-        return F.normalize(self.model.encode_image(T.normalize(images, config["mean"], config["std"])).float(), dim=-1)
+        config = self.model.visual.preprocess_cfg
+        images = T.normalize(crop(images.to(self.device), self.size), config["mean"], config["std"])
+        return F.normalize(self.model.encode_image(images).float(), dim=-1)
 
     def text_features(self, prompts: list[str]) -> Tensor:
         """Unit-length text features [B, D]."""

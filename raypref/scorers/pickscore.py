@@ -8,6 +8,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 from transformers import AutoProcessor, CLIPModel
 
+from raypref.scorers.resizing import crop
+
 
 class PickScore:
     """Cosine times the learned scale, as in the paper (about 15 to 25 for natural images; some repositories divide by 100)."""
@@ -20,9 +22,8 @@ class PickScore:
     @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         settings = self.processor.image_processor
-        size = self.model.config.vision_config.image_size
-        pixels = T.resize(images.to(self.device), [size], T.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
-        pixels = T.normalize(T.center_crop(pixels, [size]), settings.image_mean, settings.image_std)
+        pixels = crop(images.to(self.device), self.model.config.vision_config.image_size)
+        pixels = T.normalize(pixels, settings.image_mean, settings.image_std)
         tokens = self.processor.tokenizer(prompts, padding=True, truncation=True, return_tensors="pt").to(self.device)
         image = self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
         text = self.model.text_projection(self.model.text_model(**tokens).pooler_output)

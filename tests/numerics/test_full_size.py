@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from raypref.models import load_pipeline
-from tests import checkpoints
+from tests import pipelines
 from tests.conftest import make_config, make_job, read_rows, train
 
 
 @pytest.mark.slow
 def test_one_dpo_step_of_sd15_at_256_px(tmp_path):
-    folder = checkpoints.sd15(tmp_path / "sd15")
+    folder = pipelines.sd15(tmp_path / "sd15")
     config = make_config(
         folder, "model.resolution=256", "stages.hard=null", "stages.text_encoder=null", "stages.easy.steps=1",
         "stages.easy.batch_size=1", "stages.easy.optim.warmup=0", "training.micro_batch=1", "training.validate_pairs=1",

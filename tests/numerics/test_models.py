@@ -15,7 +15,7 @@ from raypref.denoiser import BASE, POLICY, REFERENCE, Denoiser
 from raypref.generation import sample
 from raypref.models import LORA_FILE, load_pipeline, token_ids, unread
 from raypref.noising import gaussian
-from tests import checkpoints
+from tests import pipelines
 from tests.conftest import CAPTIONS, LATENT, make_config, make_job, make_pipeline, train
 
 SEEDS = [1, 2, 3]
@@ -219,8 +219,8 @@ def test_a_stage_trains_on_a_zero_terminal_snr_schedule(tiny, tmp_path):
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_a_single_file_is_the_folder_that_it_was_made_from(tmp_path, kind):
-    folder = checkpoints.sdxl(tmp_path / kind) if kind == "sdxl" else make_pipeline(tmp_path / kind, "epsilon")
-    path = checkpoints.single_file(folder, tmp_path / "model.safetensors")
+    folder = pipelines.sdxl(tmp_path / kind) if kind == "sdxl" else make_pipeline(tmp_path / kind, "epsilon")
+    path = pipelines.single_file(folder, tmp_path / "model.safetensors")
     config = make_config(path, f"model.config={folder}")
     torch.testing.assert_close(draw(config), draw(make_config(folder)), atol=1e-5, rtol=1e-5)
 

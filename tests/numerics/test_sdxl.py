@@ -9,7 +9,7 @@ from raypref.denoiser import BASE, POLICY, REFERENCE, Denoiser
 from raypref.generation import sample
 from raypref.models import load_pipeline, token_ids
 from raypref.noising import gaussian
-from tests import checkpoints
+from tests import pipelines
 from tests.conftest import CAPTIONS, LATENT, make_config, make_job, train
 
 SEEDS = [1, 2, 3]
@@ -22,7 +22,7 @@ TOGETHER = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return checkpoints.sdxl(tmp_path_factory.mktemp("sdxl"))
+    return pipelines.sdxl(tmp_path_factory.mktemp("sdxl"))
 
 
 def drawn_by_diffusers(config, pipe, **options) -> torch.Tensor:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from raypref.adapters import UNET_FILE, read_adapter
 from raypref.artifacts import Store
 from raypref.checkpoints import complete
-from tests import checkpoints
+from tests import pipelines
 from tests.conftest import make_config, make_job, read_rows, train
 
 LR = 5e-3
@@ -107,7 +107,7 @@ def run(tmp_path_factory, tiny):
     for name, settings in (("plain", SHORT), ("plain_ema", EMA), ("plain_whole", WHOLE), ("wide", wide)):
         train(make_job(run, make_config(tiny, *settings), path=f"train/{name}"))
     train(make_job(run, make_config(tiny, *TEXT, WIDE), "text_encoder", "train/wide", "train/plain_text"))
-    train(make_job(run, make_config(checkpoints.sdxl(run / "xl"), *XL), "text_encoder", path="train/plain_xl"))
+    train(make_job(run, make_config(pipelines.sdxl(run / "xl"), *XL), "text_encoder", path="train/plain_xl"))
     mp.spawn(work, (run, tiny), nprocs=2)
     return run
 

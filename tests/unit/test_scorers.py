@@ -13,7 +13,7 @@ from PIL import Image
 from raypref import scorers
 from raypref.metrics import color_statistics
 from raypref.mini import locate, renderer
-from tests import checkpoints
+from tests import checkpoints, reward_server
 
 MINI = {
     "open_clip": {"model": "mini:scorer"},
@@ -21,13 +21,17 @@ MINI = {
     "open_clip clip": {"model": "mini:clip"},
     "open_clip_features": {"model": "mini:clip"},
     "open_clip_pair": {"model": "mini:clip"},
+    "clip_iqa": {"model": "mini:clip"},
+    "clip_iqa sharpness": {"model": "mini:scorer", "prompts": "sharpness"},
     "mini_attributes": {},
     "mini_features": {},
     "color_statistics": {},
     "athec": {},
 }
 OWN_FILES = {"inception"}  # large
-NAMES = [*MINI, "pickscore", "align_pair", "dino"]
+HUB = ["pickscore", "align_pair", "dino", "dino v2", "hpsv2", "image_reward", "aesthetic"]
+NAMES = [*MINI, *HUB, "weighted_sum", "rank_average", "http"]
+FEATURES = ("_features", "_pair", "color_statistics", "athec", "dino", "dino v2", "rank_average")
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +47,24 @@ def tiny(tmp_path_factory):
     """Arguments of scorers with models of the hub: folders of small random ones."""
     folder = tmp_path_factory.mktemp("models")
     pickscore = checkpoints.clip(folder / "clip")
-    return {
-        "pickscore": {"model": pickscore, "processor": pickscore},
-        "align_pair": {"model": checkpoints.align(folder / "align")},
-        "dino": {"model": checkpoints.dino(folder / "dino")},
-    }
+    hpsv2 = {"weights": checkpoints.hpsv2(folder / "hpsv2.pt"), "model": "mini:clip"}
+    parts = [{"kind": "hpsv2", "args": hpsv2}, {"kind": "open_clip", "args": {"model": "mini:scorer", "scale": True}}]
+    reward = checkpoints.image_reward(folder / "reward.pt")
+    with reward_server.serve(reward_server.brightness) as (url, _):
+        yield {
+            "pickscore": {"model": pickscore, "processor": pickscore},
+            "align_pair": {"model": checkpoints.align(folder / "align")},
+            "dino": {"model": checkpoints.dino(folder / "dino")},
+            "dino v2": {"model": checkpoints.dinov2(folder / "dinov2")},
+            "hpsv2": hpsv2,
+            "image_reward": {"weights": reward, "tokenizer": checkpoints.bert_tokenizer(folder / "bert")},
+            "aesthetic": {"weights": checkpoints.aesthetic(folder / "aesthetic.pth", 96), "model": "mini:clip"},
+            "weighted_sum": {
+                "parts": [part | {"weight": weight} for part, weight in zip(parts, (2, 0.1), strict=True)]
+            },
+            "rank_average": {"parts": parts},
+            "http": {"url": url},
+        }
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +98,7 @@ def test_result_is_finite_float32_one_row_an_image(load, people, name):
     values = load(name)(images, prompts)
     assert values.dtype == torch.float32
     assert values.shape[0] == 6
-    features = name.endswith(("_features", "_pair")) or name in ("color_statistics", "athec", "dino")
-    assert values.ndim == (2 if features else 1)
+    assert values.ndim == (2 if name.endswith(FEATURES) else 1)
     assert values.isfinite().all()
     assert not values.requires_grad
     assert (values - values[:1]).abs().max() > 1e-4 or name == "mini_attributes"  # images and captions matter
@@ -106,7 +122,7 @@ def test_images_of_any_size(load, people, name, size):
     assert values.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["open_clip", "open_clip clip", "pickscore"])
+@pytest.mark.parametrize("name", ["open_clip", "open_clip clip", "pickscore", "hpsv2", "image_reward", "weighted_sum"])
 def test_text_and_image_both_decide_the_score(load, people, name):
     images, prompts = people
     scores = load(name)(images, prompts)

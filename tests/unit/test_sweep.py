@@ -53,7 +53,8 @@ def test_default_objectives_are_of_models_that_the_search_does_not_use(recipe, e
     config = configure(recipe, None, data)
     assert sweep.default_objective(config) == expected
     used = sweep.searched_by(config)
-    assert not any(sweep._identity(config, sweep.metrics(config)[metric][1]) in used for metric in expected)
+    for scorer in (config.scorers[sweep.metrics(config)[metric][1]] for metric in expected):
+        assert not used.keys() & set(sweep._identities(scorer.model_dump()))
 
 
 @pytest.mark.parametrize(
