@@ -252,6 +252,8 @@ def finalize(
     for index in range(shards):
         summary = store.read_json(f"{path}/{shard_name(index)}.json")
         files.append({key: summary[key] for key in ("file", "rows", "size", "sha256")})
+        if "shapes" in summary["statistics"]:
+            files[-1]["shapes"] = summary["statistics"]["shapes"]
         rejected += summary["rejected"]
         statistics = add_statistics(statistics, summary["statistics"])
         rows += summary["rows"]

@@ -7,6 +7,7 @@ reads each row group once an epoch. Nothing is kept that would have to be saved 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,7 +22,7 @@ from raypref.seeds import seed_of
 COLUMNS = [
     "pair_id", "prompt", "loser_prompt", "winner_latent", "loser_latent", "latent_shape", "winner_size", "loser_size", "label"
 ]  # fmt: skip
-WINDOW = 16  # row groups that are shuffled together
+WINDOW, GROUP = 16, 64  # row groups that are shuffled together, rows of one (artifacts.parquet_bytes)
 
 
 @dataclass(frozen=True)
@@ -41,50 +42,93 @@ class Batch:
 
 
 class Pairs:
-    """The pairs of a complete artifact in a shuffled, endless, seekable order."""
+    """The pairs of a complete artifact in a shuffled, endless, seekable order. `batch`: pairs a step.
 
-    def __init__(self, store: Store, path: str, seed: int, columns: list[str] = COLUMNS):
+    Where images are of several sizes, a step has pairs of one: an epoch is whole batches of each size in a shuffled order,
+    and pairs that fill no batch wait for another epoch.
+    """
+
+    def __init__(self, store: Store, path: str, seed: int, batch: int = 1, columns: list[str] = COLUMNS):
         manifest = read_manifest(store, path)
         if manifest is None or not manifest["rows"]:
             reasons = manifest["statistics"].get("dropped", {}) if manifest else "no manifest"
             raise ValueError(
                 f"{store.uri}/{path}: no pairs to train on ({reasons}); loosen pairs.min_gap or raise count"
             )
-        self.store, self.path, self.seed, self.columns = store, path, seed, columns
-        self.rows = manifest["rows"]
-        self.groups = [
-            (file["file"], group, min(64, file["rows"] - 64 * group))
-            for file in manifest["files"]
-            for group in range(-(-file["rows"] // 64))
-        ]
-        self._window = lru_cache(maxsize=2)(self._read_window)
-        self._epoch = lru_cache(maxsize=2)(self._order)
+        self.store, self.path, self.seed, self.columns, self.batch = store, path, seed, columns, batch
+        self.groups: dict[str, list[Group]] = {}
+        for file in manifest["files"]:
+            for shape, group in _groups(file):
+                self.groups.setdefault(shape, []).append(group)
+        self.several, self.rows = len(self.groups) > 1, manifest["rows"]
+        counts = {shape: sum(group[3] for group in groups) for shape, groups in self.groups.items()}
+        if self.several:
+            self.batches = {shape: rows // batch for shape, rows in sorted(counts.items())}
+            self.rows = batch * sum(self.batches.values())
+        if not self.rows:
+            raise ValueError(f"{store.uri}/{path}: no size of images has batch_size={batch} pairs ({counts}); lower it")
+        self._window = lru_cache(maxsize=2 * len(self.groups))(self._read_window)
+        self._epoch = lru_cache(maxsize=2 * len(self.groups))(self._order)
+        self._batches = lru_cache(maxsize=2)(self._schedule)
 
     def at(self, position: int) -> dict:
         """The pair at a position of the endless order (epoch after epoch)."""
         epoch, offset = divmod(position, self.rows)
-        for number, (start, size, groups) in enumerate(self._epoch(epoch)):
+        (shape, *_) = self.groups
+        if self.several:
+            number, row = divmod(offset, self.batch)
+            shape, before = self._batches(epoch)[number]
+            offset = before * self.batch + row
+        for number, (start, size, groups) in enumerate(self._epoch(epoch, shape)):
             if offset < start + size:
-                return self._window(epoch, number, groups)[offset - start]
+                return self._window(epoch, shape, number, groups)[offset - start]
         raise AssertionError("position beyond the epoch")
 
-    def _order(self, epoch: int) -> list[tuple[int, int, tuple]]:
-        """(first position, rows, row groups) of each window of an epoch."""
-        groups = random.Random(seed_of(self.seed, "groups", epoch)).sample(self.groups, len(self.groups))
-        windows, start = [], 0
-        for i in range(0, len(groups), WINDOW):
-            part = tuple(groups[i : i + WINDOW])
-            size = sum(rows for _, _, rows in part)
+    def _schedule(self, epoch: int) -> list[tuple[str, int]]:
+        """Of each batch of an epoch its shape, and how many of that shape come before it."""
+        shapes = [shape for shape, number in self.batches.items() for _ in range(number)]
+        random.Random(seed_of(self.seed, "batches", epoch)).shuffle(shapes)
+        seen = dict.fromkeys(self.batches, -1)
+        found = []
+        for shape in shapes:
+            seen[shape] += 1
+            found.append((shape, seen[shape]))
+        return found
+
+    def _order(self, epoch: int, shape: str) -> list[tuple[int, int, tuple]]:
+        """(first position, rows, row groups) of each window of an epoch, of one shape."""
+        groups, of_shape = self.groups[shape], (shape,) if self.several else ()
+        groups = random.Random(seed_of(self.seed, "groups", epoch, *of_shape)).sample(groups, len(groups))
+        windows, start, width = [], 0, max(1, WINDOW // len(self.groups))
+        for i in range(0, len(groups), width):
+            part = tuple(groups[i : i + width])
+            size = sum(rows for *_, rows in part)
             windows.append((start, size, part))
             start += size
         return windows
 
-    def _read_window(self, epoch: int, number: int, groups: tuple) -> list[dict]:
+    def _read_window(self, epoch: int, shape: str, number: int, groups: tuple) -> list[dict]:
         rows: list[dict] = []
-        for name, group, _ in groups:
-            rows += self.store.open_parquet(f"{self.path}/{name}").read_row_group(group, self.columns).to_pylist()
-        random.Random(seed_of(self.seed, "rows", epoch, number)).shuffle(rows)
+        for name, group, first, size in groups:
+            table = self.store.open_parquet(f"{self.path}/{name}").read_row_group(group, self.columns)
+            rows += table.slice(first, size).to_pylist()
+        of_shape = (shape,) if self.several else ()
+        random.Random(seed_of(self.seed, "rows", epoch, number, *of_shape)).shuffle(rows)
         return rows
+
+
+Group = tuple[str, int, int, int]  # file, row group, first row in it, rows
+
+
+def _groups(file: dict) -> Iterator[tuple[str, Group]]:
+    """The row groups of a file of pairs by the shape of latents, one that holds several in pieces."""
+    start = 0
+    for shape, rows in file.get("shapes", {"": file["rows"]}).items():
+        end = start + rows
+        while start < end:
+            size = min(GROUP - start % GROUP, end - start)
+            yield shape, (file["file"], start // GROUP, start % GROUP, size)
+            start += size
 
 
 def latent(data: bytes, shape: list[int]) -> Tensor:

@@ -31,6 +31,10 @@ class Model(Strict):
     revision: str | None = Field(None, description="hub revision")
     variant: str | None = Field(None, description="weight variant on the hub, such as fp16")
     resolution: int = Field(512, ge=16, description="side of the (square) training images, pixels")
+    buckets: bool = Field(
+        False,
+        description="real images keep their aspect ratio, up to 1:2, in the nearest of several sizes of equal area",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of weights when sampling, scoring")
 
 
@@ -246,6 +250,8 @@ def _domain_problems(config: RunConfig, where: str, stage: Stage, known: list[st
     if rule.scorer is not None and rule.scorer not in config.scorers:
         field, hint = "features" if rule.kind == "reward" else "scorer", closest(rule.scorer, config.scorers)
         yield f"{where}.pairs.{field}: {rule.scorer!r} is not in scorers ({names(config.scorers)}); {hint}"
+    if rule.kind == "reward" and config.model.buckets:
+        yield f"{where}.pairs: a reward compares every real image with every negative, so all are square; set model.buckets=false"
     if "given" in (rule.kind, stage.winner.kind, getattr(stage.loser, "kind", "")):
         yield from _given_problems(config, where, stage)
     elif rule.kind == "score":

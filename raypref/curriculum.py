@@ -189,7 +189,10 @@ class _Planner:
         if model != "base":
             trained = self.trained[model]
             spec["weights"] = f"{trained.path}/{trained.spec['weights']}"
-        if kind == "reconstructed":
+        # held-out real images are square where they are compared with images of other prompts, which are
+        if config.model.buckets and images in ("real", "pairs", *({"eval_real"} & {self.eval_prompts})):
+            fields["buckets"] = True
+        if kind == "reconstructed" or (kind == "generated" and "buckets" in fields):
             real = self.pools[("base", "real", images, ())]
             parents.append(real.path)
             spec["real"] = real.path

@@ -100,8 +100,13 @@ def _distances(mine: dict, real: dict | None, features: str | None) -> tuple[dic
 def _latents(store: Store, path: str, images: int) -> dict[values.Key, np.ndarray]:
     """Of the images that were not set aside: float16 [C, H, W]."""
     return {
-        (row["prompt_id"], number): np.frombuffer(row["latents"][number], np.float16).reshape(row["latent_shape"])
+        (row["prompt_id"], number): _channel_means(row["latents"][number], row["latent_shape"])
         for row in iter_rows(store, path, ["prompt_id", "images", "latents", "latent_shape"])
         for number, image in enumerate(row["images"][:images])
         if image is not None  # not finite
     }
+
+
+def _channel_means(latent: bytes, shape: list[int]) -> np.ndarray:
+    """[C, 1, 1], which is all that the drift asks of latents, whose sizes may differ."""
+    return np.frombuffer(latent, np.float16).reshape(shape).mean((1, 2), np.float64, keepdims=True)

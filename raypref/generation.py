@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
@@ -15,6 +17,23 @@ def latent_shape(pipeline: Pipeline, resolution: int) -> tuple[int, int, int]:
     """C, H, W of the latents of square images of `resolution` pixels."""
     side = resolution // scale_factor(pipeline)
     return pipeline.unet.config.in_channels, side, side
+
+
+def bucket_sizes(pipeline: Pipeline, resolution: int) -> list[tuple[int, int]]:
+    """(height, width) in pixels, from upright to wide, of about resolution x resolution pixels and at most 1:2, which the VAE and
+    the U-Net halve without a rest."""
+    step = scale_factor(pipeline) * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+    found = {(resolution, resolution)}
+    for short in range(step, resolution, step):
+        long = resolution**2 // short // step * step
+        if long <= 2 * short:
+            found |= {(short, long), (long, short)}
+    return sorted(found, reverse=True)
+
+
+def nearest_size(sizes: list[tuple[int, int]], height: int, width: int) -> tuple[int, int]:
+    """The size whose aspect ratio is nearest to that of an image."""
+    return min(sizes, key=lambda size: abs(math.log(size[0] / size[1]) - math.log(height / width)))
 
 
 @torch.inference_mode()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -28,11 +30,10 @@ class HeldOut:
         self.job, self.denoiser, self.pipeline, self.context = job, denoiser, pipeline, context
         self.store = Store(job.run)
         self.base: list[Tensor] | None = None  # the base model's gaps, which never change
-        self.rows = []
-        for row in iter_rows(self.store, job.held_out, COLUMNS):
-            self.rows.append(row)
-            if len(self.rows) == job.config.training.validate_pairs:
-                break
+        rows = list(islice(iter_rows(self.store, job.held_out, COLUMNS), job.config.training.validate_pairs))
+        shapes = Counter(tuple(row["latent_shape"]) for row in rows)
+        # of one size, since they share forward passes
+        self.rows = [row for row in rows if tuple(row["latent_shape"]) == shapes.most_common(1)[0][0]]
 
     @torch.no_grad()
     def accuracy(self, engine: Callable[..., Tensor]) -> dict[str, float]:

@@ -64,11 +64,15 @@ def pair_shard(rule: PairRule, winner: dict, loser: dict, seed: int, same: bool)
             for n, choice in enumerate(choices)
         ]
     sources_of = {role: _counts([row[f"{role}_source"] for row in rows]) for role in ("winner", "loser")}
-    return pa.Table.from_pylist(rows, PAIRS), {
-        "dropped": dropped,
-        "winner_sources": sources_of["winner"],
-        "loser_sources": sources_of["loser"],
-    }
+    return _shard(rows, {"dropped": dropped, **{f"{role}_sources": found for role, found in sources_of.items()}})
+
+
+def _shard(rows: list[dict], statistics: dict) -> tuple[pa.Table, dict]:
+    """Pairs of one size after those of another, which the statistics count in that order: batches are of one size."""
+    rows = sorted(rows, key=lambda row: row["latent_shape"])
+    sizes = ["x".join(map(str, row["latent_shape"])) for row in rows]
+    shapes = {size: sizes.count(size) for size in dict.fromkeys(sizes)}
+    return pa.Table.from_pylist(rows, PAIRS), statistics | {"shapes": shapes}
 
 
 def given_shard(side: dict, index: pa.Table) -> tuple[pa.Table, dict]:
@@ -81,7 +85,7 @@ def given_shard(side: dict, index: pa.Table) -> tuple[pa.Table, dict]:
         for row in side["pool"].to_pylist()
     ]
     counts = {f"{role}_sources": {source: len(rows)} for role in ("winner", "loser")}
-    return pa.Table.from_pylist(rows, PAIRS), {"dropped": {}, **counts}
+    return _shard(rows, {"dropped": {}, **counts})
 
 
 def reward_shard(rule: RewardRule, winner: dict, loser: dict) -> tuple[pa.Table, dict]:
@@ -115,7 +119,7 @@ def reward_shard(rule: RewardRule, winner: dict, loser: dict) -> tuple[pa.Table,
             )
             rows.append(pair | {"label": rewards.preference(w_reward, reward, rule.temperature)})
     counts = {f"{role}_sources": {side["source"]: len(rows)} for role, side in (("winner", winner), ("loser", loser))}
-    return pa.Table.from_pylist(rows, PAIRS), {"dropped": dropped, **counts}
+    return _shard(rows, {"dropped": dropped, **counts})
 
 
 def _features(side: dict) -> list[tuple[dict, int, np.ndarray, np.ndarray]]:

@@ -30,9 +30,14 @@ def score_shard(
     values: dict[tuple[str, int], list[float]] = {}
     for start in range(0, len(present), batch_size):
         part = present[start : start + batch_size]
-        batch = images.to_tensor(images.decode_many([item[3] for item in part], images.THREADS))
-        result = scorer(batch, [without_token(item[2], token) for item in part]).float().cpu().reshape(len(part), -1)
-        values |= {item[:2]: row for item, row in zip(part, result.tolist(), strict=True)}
+        arrays = images.decode_many([item[3] for item in part], images.THREADS)
+        for shape in sorted({array.shape for array in arrays}):
+            same = [(item, array) for item, array in zip(part, arrays, strict=True) if array.shape == shape]
+            prompts = [without_token(item[2], token) for item, _ in same]
+            result = (
+                scorer(images.to_tensor([array for _, array in same]), prompts).float().cpu().reshape(len(same), -1)
+            )
+            values |= {item[:2]: row for (item, _), row in zip(same, result.tolist(), strict=True)}
     rejected = [
         reject(f"{id}/{number}", "score is not finite", value)
         for (id, number), value in values.items()

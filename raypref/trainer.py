@@ -70,7 +70,7 @@ def train_stage(job: Job, context: Context, make_engine: MakeEngine) -> None:
     if stage.optim.ema:
         loop.average = {name: value.float().clone() for name, value in engine.whole().items()}
     loop.step = loop.logged = checkpoints.resume(store, job.path, engine, context, loop.average)
-    pairs = Pairs(store, job.pairs, seed_of(job.config.seed, job.stage))
+    pairs = Pairs(store, job.pairs, seed_of(job.config.seed, job.stage), stage.batch_size)
     held_out = HeldOut(job, denoiser, pipeline, context)
     log = MetricsLog(job, context, loop.step)
     looks = Looks(job, denoiser, pipeline, context, loop.step) if stage.validation else None

@@ -35,7 +35,7 @@ POOL_KINDS = ("index", "pool", "score")
 
 def overlay(base: Path, real: Path | None = None) -> dict:
     """The recipe mini made small: stage easy, and with a folder of real images stage hard; everything else as it is."""
-    train = {"steps": 16, "batch_size": 4, "optim": {"lr": 1e-3, "warmup": 2}, "lora": {"rank": 2}}
+    train = {"steps": 16, "batch_size": 4, "optim": {"lr": 1e-3, "warmup": 2}, "lora": {"unet": {"rank": 2}}}
     generated = {"kind": "generated", "count": 4}
     return {
         "seed": 5,

@@ -264,4 +264,4 @@ def test_empty_shard_gives_no_pairs():
     side = {"pool": POOL.empty_table(), "scores": None, "source": "given", "first": None}
     table, statistics = pairing.given_shard(side, INDEX.empty_table())
     assert (table.num_rows, table.schema) == (0, PAIRS)
-    assert statistics == {"dropped": {}, "winner_sources": {"given": 0}, "loser_sources": {"given": 0}}
+    assert statistics == {"dropped": {}, "winner_sources": {"given": 0}, "loser_sources": {"given": 0}, "shapes": {}}

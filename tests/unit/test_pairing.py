@@ -63,7 +63,12 @@ def test_a_pair_holds_all_that_training_needs():
             "label": 1.0,
         }
     ]
-    assert statistics == {"dropped": {}, "winner_sources": {"pool": 1}, "loser_sources": {"pool": 1}}
+    assert statistics == {
+        "dropped": {},
+        "winner_sources": {"pool": 1},
+        "loser_sources": {"pool": 1},
+        "shapes": {"1x1x2": 1},
+    }
 
 
 def test_prompts_are_joined_by_id_not_by_place():
@@ -74,6 +79,7 @@ def test_prompts_are_joined_by_id_not_by_place():
     assert statistics == {
         "dropped": {"no loser for the prompt": 1},
         "winner_sources": {"real": 2},
+        "shapes": {"1x1x2": 2},
         "loser_sources": {"drawn": 2},
     }
 
@@ -164,7 +170,12 @@ def test_every_reference_meets_every_negative():
     assert {row["prompt"] for row in rows} == {"prompt r", "prompt s"}
     assert [row["loser_prompt"] for row in rows] == ["prompt a"] * 4 + ["prompt b"] * 2
     assert [row["loser"] for row in rows] == [b"drawna0"] * 2 + [b"drawna1"] * 2 + [b"drawnb0"] * 2
-    assert statistics == {"dropped": {}, "winner_sources": {"real": 6}, "loser_sources": {"drawn": 6}}
+    assert statistics == {
+        "dropped": {},
+        "winner_sources": {"real": 6},
+        "loser_sources": {"drawn": 6},
+        "shapes": {"1x1x2": 6},
+    }
     few = reward_side({"a": [((1, 0), (1, 0)), ((0, 1), (1, 0))], "b": [((1, 1), (0, 1))]}, "drawn", first=1)
     assert reward_shard(RewardRule(features="f"), REFERENCES, few)[0].num_rows == 4
 
