@@ -94,7 +94,7 @@ def _report(config: RunConfig, tasks: list[Task], run: Store, pools: Store, timi
         "versions": run.read_json("env.json")["versions"],
         "stages": summary["stages"],
         "real": summary["real"],
-        "baseline_notes": _notes(summary, config) + truncated(tasks, pools),
+        "baseline_notes": _notes(summary, config) + cautions(tasks, tasks, config, run, pools),
         "curves": {
             task.model: [json.loads(line) for line in run.read(f"{task.path}/metrics.jsonl").splitlines()]
             for task in tasks
@@ -124,18 +124,36 @@ def _notes(summary: dict, config: RunConfig) -> list[str]:
     return notes
 
 
-def truncated(tasks: list[Task], pools: Store) -> list[str]:
-    """What to know about prompts that are longer than the text encoders read, a sentence a set of prompts."""
-    found = {}
-    for task in tasks:
-        cut = task.kind == "pool" and read_manifest(pools, task.path)["statistics"].get("truncated")
-        if cut:
-            id, tail = next(iter(cut["unread"].items()))
-            found[task.spec["set"]] = (
-                f"{cut['prompts']} prompts of {task.spec['set']} are longer than the text encoder reads. Their ends have no "
-                f"effect on images, though scorers may read them; that of {id} is '{tail[:200]}'."
-            )
-    return list(found.values())
+def cautions(made: list[Task], tasks: list[Task], config: RunConfig, run: Store, pools: Store) -> list[str]:
+    """What to know about artifacts that were made, a sentence each. `tasks`: of the whole run."""
+    found = {task.spec["set"]: _truncated(task, pools) for task in made if task.kind == "pool"}
+    batches = {task.spec["pairs"]: config.stages[task.model].batch_size for task in tasks if task.kind == "train"}
+    found |= {task.path: _too_rare(task, run, batches[task.path]) for task in made if task.path in batches}
+    return [sentence for sentence in found.values() if sentence]
+
+
+def _truncated(task: Task, pools: Store) -> str:
+    """Of prompts that are longer than the text encoders read."""
+    cut = read_manifest(pools, task.path)["statistics"].get("truncated")
+    if not cut:
+        return ""
+    id, tail = next(iter(cut["unread"].items()))
+    return (
+        f"{cut['prompts']} prompts of {task.spec['set']} are longer than the text encoder reads. Their ends have no effect on "
+        f"images, though scorers may read them; that of {id} is '{tail[:200]}'."
+    )
+
+
+def _too_rare(task: Task, run: Store, batch_size: int) -> str:
+    """Of pairs whose image size is too rare to fill a batch."""
+    shapes = read_manifest(run, task.path)["statistics"].get("shapes", {})
+    rare = {shape: rows for shape, rows in shapes.items() if rows < batch_size}
+    if len(shapes) < 2 or not rare:
+        return ""
+    return (
+        f"{sum(rare.values())} of {sum(shapes.values())} pairs of {task.name} are of image sizes with fewer than "
+        f"batch_size={batch_size} pairs and are not trained on (latents {', '.join(rare)})."
+    )
 
 
 def distances_note(sizes: dict, kind: str) -> str:

@@ -74,7 +74,7 @@ def make(
         )
         with Progress(name, items, unit) as progress:
             _run(todo, run, pools, config, progress, observe)
-        for sentence in reporting.truncated(todo, pools):
+        for sentence in reporting.cautions(todo, tasks, config, run, pools):
             print(f"warning: {sentence}", flush=True)
         took = {"seconds": time.monotonic() - clock, "items": progress.done, "unit": unit}
         yield wave[0].path, {"name": name, "kind": wave[0].kind, **took}

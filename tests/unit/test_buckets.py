@@ -11,8 +11,10 @@ from PIL import Image
 from raypref import artifacts, generation, images, pools, scorers, scoring
 from raypref.artifacts import Store
 from raypref.batches import Pairs, micro_batches
+from raypref.curriculum import Task
 from raypref.models import load_pipeline
 from raypref.pairing import _shard
+from raypref.reporting import cautions
 from tests import serial
 from tests.conftest import CAPTIONS, make_config
 
@@ -198,3 +200,34 @@ def test_rewards_and_buckets_do_not_go_together():
         ValueError, match=r"stages\.rpo\.pairs: a reward compares every real image .* set model\.buckets=false"
     ):
         configure("rpo_mini", None, ["model.buckets=true"])
+
+
+def test_pairs_of_sizes_too_rare_for_a_batch_are_told(pairs, config):
+    def found(batch):
+        changed = config.model_copy(
+            update={"stages": {"easy": config.stages["easy"].model_copy(update={"batch_size": batch})}}
+        )
+        made = Task("pairs", "1-easy", "pairs", {})
+        train = Task("train", "1-easy", "train", {}, model="easy", spec={"pairs": "pairs"})
+        return cautions([made], [made, train], changed, pairs, pairs)
+
+    assert found(8) == []
+    (sentence,) = found(60)
+    counts = artifacts.read_manifest(pairs, "pairs")["statistics"]["shapes"]
+    rare = {shape: rows for shape, rows in counts.items() if rows < 60}
+    assert 0 < len(rare) < 3
+    assert sentence.startswith(
+        f"{sum(rare.values())} of 200 pairs of 1-easy are of image sizes with fewer than batch_size=60"
+    )
+
+
+def test_prompts_that_are_cut_short_are_told_once_a_set(pairs):
+    cut = {"truncated": {"prompts": 3, "unread": {"p7": "and so on"}}}
+    for name in ("a", "b"):
+        artifacts.write_shard(pairs, name, 0, artifacts.POOL.empty_table(), "x", statistics=cut)
+        artifacts.finalize(pairs, name, "pool", {}, 1)
+    made = [Task("pool", name, name, {}, spec={"set": "real"}) for name in ("a", "b")]
+    assert cautions(made, made, None, pairs, pairs) == [
+        "3 prompts of real are longer than the text encoder reads. Their ends have no effect on images, though scorers may read "
+        "them; that of p7 is 'and so on'."
+    ]
