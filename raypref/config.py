@@ -136,7 +136,10 @@ class RunConfig(Strict):
     data: Data
     sampling: Sampling = Sampling()
     scorers: dict[str, Scorer]
-    stages: dict[str, Stage] = Field(description="none: the base model is evaluated as it is")
+    stages: dict[str, Stage] = Field(
+        default_factory=dict,
+        description="none (stages=null): the base model, and model.lora, are evaluated as they are",
+    )
     evaluation: Evaluation = Evaluation()
     training: Training = Training()
     resources: Resources = Resources()

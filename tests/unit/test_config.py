@@ -7,6 +7,7 @@ import yaml
 
 from raypref import overlays
 from raypref.config import RunConfig, build, prompt_set, start_of
+from raypref.curriculum import plan
 from raypref.recipes import configure
 from raypref.stages import Stage
 
@@ -263,6 +264,17 @@ def test_stages_can_be_removed_and_added():
     assert list(config.stages) == ["easy", "hard", "text_encoder"]
     assert config.stages["easy"].objective.statistics is None
     assert start_of(config, "hard") == "easy"
+
+
+def test_no_stages_evaluate_the_base_and_an_adapter_from_elsewhere():
+    config = configure("mini", None, ["stages=null", "model.lora=adapter.safetensors"])
+    assert config.stages == {}
+    base, plain = ({t.kind for t in plan(c)} for c in (config, configure("mini", None, ["stages=null"])))
+    assert base == plain == {"index", "pool", "score", "pairs", "evaluate"}
+    paths = [
+        {t.path for t in plan(c) if t.kind == "evaluate"} for c in (config, configure("mini", None, ["stages=null"]))
+    ]
+    assert not paths[0] & paths[1]
 
 
 @pytest.mark.parametrize("change", [{"lora": None}, {"lora": {"unet": {"rank": 2}}}])
