@@ -15,7 +15,7 @@ from raypref.denoiser import POLICY, REFERENCE, Adapter, Denoiser
 from raypref.models import LORA_FILE, MODULES, Pipeline, load_lora, parts
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
-SETTINGS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern")  # of PEFT that we use
+SETTINGS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")  # of PEFT that we use
 
 
 def adapter_state(
@@ -61,7 +61,8 @@ def export(folder: str | Path, state: dict[str, dict[str, Tensor]], settings: di
 def _named(module: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """By the names that other tools look for: Transformers 5 calls a CLIPTextModel's layers without `text_model`."""
     prefix = "text_model." if module.startswith("text_encoder") else ""
-    return {prefix + key.removeprefix(prefix): value for key, value in state.items()}
+    outside = "text_projection."  # of the second text encoder of SDXL
+    return {k if k.startswith(outside) else prefix + k.removeprefix(prefix): value for k, value in state.items()}
 
 
 def export_unet(folder: str | Path, unet: UNet2DConditionModel, values: dict[str, Tensor]) -> None:

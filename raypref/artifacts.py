@@ -298,13 +298,15 @@ def write_manifest(
 
 
 def add_statistics(a: Any, b: Any) -> Any:
-    """Sum of two statistics: numbers and lists of numbers add, mappings merge, `edges` of histograms stay."""
+    """Sum of two statistics: numbers and lists of numbers add, mappings merge; `edges` of histograms and an `example` stay."""
     if not a:
         return a if b is None else b
     if b is None:
         return a
     if isinstance(a, dict):
-        merged = {key: value if key == "edges" else add_statistics(value, b.get(key)) for key, value in a.items()}
+        merged = {
+            key: value if key in ("edges", "example") else add_statistics(value, b.get(key)) for key, value in a.items()
+        }
         return merged | {key: value for key, value in b.items() if key not in a}
     return [x + y for x, y in zip(a, b, strict=True)] if isinstance(a, list) else a + b
 

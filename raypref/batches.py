@@ -1,11 +1,12 @@
 """Training batches straight from Parquet pair shards; which pairs make a batch depends on (seed, step) alone.
 
 An epoch is a permutation of row groups, cut into windows whose rows are permuted together: random enough, and a worker
-reads each row group once an epoch. Nothing is kept that would have to be saved for a resume.
+reads each row group once an epoch (once for each size of images in it). Nothing is kept that would have to be saved for a resume.
 """
 
 from __future__ import annotations
 
+import bisect
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,10 +80,9 @@ class Pairs:
             number, row = divmod(offset, self.batch)
             shape, before = self._batches(epoch)[number]
             offset = before * self.batch + row
-        for number, (start, size, groups) in enumerate(self._epoch(epoch, shape)):
-            if offset < start + size:
-                return self._window(epoch, shape, number, groups)[offset - start]
-        raise AssertionError("position beyond the epoch")
+        starts, windows = self._epoch(epoch, shape)
+        number = bisect.bisect_right(starts, offset) - 1
+        return self._window(epoch, shape, number, windows[number])[offset - starts[number]]
 
     def _schedule(self, epoch: int) -> list[tuple[str, int]]:
         """Of each batch of an epoch its shape, and how many of that shape come before it."""
@@ -95,17 +95,16 @@ class Pairs:
             found.append((shape, seen[shape]))
         return found
 
-    def _order(self, epoch: int, shape: str) -> list[tuple[int, int, tuple]]:
-        """(first position, rows, row groups) of each window of an epoch, of one shape."""
+    def _order(self, epoch: int, shape: str) -> tuple[list[int], list[tuple[Group, ...]]]:
+        """First position and row groups of each window of an epoch, of one shape."""
         groups, of_shape = self.groups[shape], (shape,) if self.several else ()
         groups = random.Random(seed_of(self.seed, "groups", epoch, *of_shape)).sample(groups, len(groups))
-        windows, start, width = [], 0, max(1, WINDOW // len(self.groups))
+        starts, windows, start, width = [], [], 0, max(1, WINDOW // len(self.groups))
         for i in range(0, len(groups), width):
-            part = tuple(groups[i : i + width])
-            size = sum(rows for *_, rows in part)
-            windows.append((start, size, part))
-            start += size
-        return windows
+            windows.append(tuple(groups[i : i + width]))
+            starts.append(start)
+            start += sum(rows for *_, rows in windows[-1])
+        return starts, windows
 
     def _read_window(self, epoch: int, shape: str, number: int, groups: tuple) -> list[dict]:
         rows: list[dict] = []

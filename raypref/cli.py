@@ -16,6 +16,8 @@ import yaml
 from raypref.config import RunConfig
 from raypref.recipes import RECIPES, configure
 
+LOCAL = ("model", "weights", "tokenizer", "processor")  # arguments of scorers that may name files here
+
 
 def parser(description: str, default_recipe: str | None) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -69,8 +71,10 @@ def load_configs(arguments: argparse.Namespace, untrained: bool = False) -> dict
 def load_config(arguments: argparse.Namespace, untrained: bool = False) -> RunConfig:
     """Recipe, overlays and assignments as one validated configuration. Raises ValueError."""
     config = configure(*read_overlays(arguments), arguments.assignments)
-    if not (config.stages or untrained):
-        raise ValueError("stages: none is left to train; jobs/evaluate.py evaluates a model as it is")
+    if not (config.stages or untrained or "stages=null" in arguments.assignments):
+        raise ValueError(
+            "stages: none is left to train; --set stages=null says so, and evaluates the base model as it is"
+        )
     return absolute(config)
 
 
@@ -105,10 +109,12 @@ def absolute(config: RunConfig) -> RunConfig:
         name: source.model_copy(
             update={f: location(getattr(source, f)) for f in ("path", "losers") if hasattr(source, f)}
         )
-        for name in ("prompts", "real", "pairs", "eval_prompts", "eval_real")
+        for name in type(config.data).model_fields
         if hasattr(source := getattr(config.data, name), "path")
     }
-    scorers = {name: scorer.model_copy(update={"args": _local(scorer.args)}) for name, scorer in config.scorers.items()}
+    scorers = {
+        name: scorer.model_copy(update={"args": _arguments(scorer.args)}) for name, scorer in config.scorers.items()
+    }
     return config.model_copy(
         update={
             "data": config.data.model_copy(update=data),
@@ -121,12 +127,19 @@ def absolute(config: RunConfig) -> RunConfig:
 
 
 def _local(value: Any) -> Any:
-    """Names of local files and folders made absolute, in lists and mappings too; anything else, such as a hub id, as it is."""
-    if isinstance(value, dict):
-        return {key: item if key == "kind" else _local(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_local(item) for item in value]
+    """The name of a local file or folder made absolute; anything else, such as a hub id, as it is."""
     return location(value) if isinstance(value, str) and os.path.exists(os.path.expanduser(value)) else value
+
+
+def _arguments(args: dict) -> dict:
+    """A scorer's arguments, and those of its parts, with local files and folders made absolute."""
+    found = {key: _local(value) if key in LOCAL else value for key, value in args.items()}
+    if isinstance(parts := args.get("parts"), list):
+        found["parts"] = [
+            part | {"args": _arguments(part["args"])} if isinstance(part, dict) and part.get("args") else part
+            for part in parts
+        ]
+    return found
 
 
 def location(uri: str) -> str:

@@ -85,6 +85,9 @@ def _prompts(model: Model, role: str) -> tuple[set[tuple[str, str]], dict]:
 
 def _measured(model: Model) -> dict:
     fields = {name: model.task.fields[name] for name in ("evaluation", "scorers")}
+    if real := model.task.spec["pools"].get("real"):
+        pool = read_manifest(model.pools, real)["fields"]
+        fields["real images"] = {name: pool.get(name) for name in ("resolution", "buckets")}
     return json.loads(json.dumps(fields))
 
 

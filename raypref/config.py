@@ -26,11 +26,12 @@ class Model(Strict):
         None, description="LoRA that the base has from the start: safetensors file, folder or hub id"
     )
     lora_mode: Literal["merge", "continue"] = Field(
-        "merge", description="merge: into the base's weights; continue: the first stage goes on training it"
+        "merge",
+        description="merge: into the base's weights; continue: stages go on training it, on the layers that it has",
     )
     revision: str | None = Field(None, description="hub revision")
     variant: str | None = Field(None, description="weight variant on the hub, such as fp16")
-    resolution: int = Field(512, ge=16, description="side of the (square) training images, pixels")
+    resolution: int = Field(512, ge=16, description="side of square training images, pixels; see buckets")
     buckets: bool = Field(
         False,
         description="real images keep their aspect ratio, up to 1:2, in the nearest of several sizes of equal area",
@@ -165,6 +166,10 @@ def _problems(config: RunConfig):
             yield f"evaluation.{role}: {name!r} is not in scorers ({names(config.scorers)}); {closest(name, config.scorers)}"
     if config.model.config and not config.model.base.endswith(".safetensors"):
         yield f"model.config: is for a base that is a .safetensors file, and model.base is {config.model.base!r}; remove it"
+    if config.model.base.endswith(".safetensors"):
+        for name in ("revision", "variant"):
+            if getattr(config.model, name) is not None:
+                yield f"model.{name}: is of pipelines on the hub, and model.base is a file ({config.model.base!r}); remove it"
     if config.resources.train.actors is not None:
         yield "resources.train.actors: the number of training workers is training.workers; remove this field"
     for role in ("scorers", "likeness"):

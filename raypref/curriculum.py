@@ -60,7 +60,9 @@ class _Planner:
     def __init__(self, config: RunConfig, trained: dict[str, Task]):
         self.config = config
         self.indexes: dict[str, Task] = {}
-        own = {"base", "revision", "variant", "dtype"} | ({"lora", "lora_mode"} if config.model.lora else set())
+        own = {"base", "revision", "variant", "dtype"} | ({"config"} if config.model.config else set())
+        self.encoder = digest(config.model.model_dump(include=own))  # what encodes real images: no LoRA touches the VAE
+        own |= {"lora", "lora_mode"} if config.model.lora else set()
         self.models = {"base": digest(config.model.model_dump(include=own))}
         self.models |= {name: digest(task.fields) for name, task in trained.items()}
         self.trained = dict(trained)
@@ -167,7 +169,7 @@ class _Planner:
             "kind": kind,
             "set": images,
             "index": self.indexes[images].fields,
-            "model": self.models[model],
+            "model": self.encoder if kind in ("real", "given") else self.models[model],
             "resolution": config.model.resolution,
             "seed": config.seed,
         }
@@ -196,6 +198,8 @@ class _Planner:
             real = self.pools[("base", "real", images, ())]
             parents.append(real.path)
             spec["real"] = real.path
+            if kind == "generated":
+                fields["real"] = digest(real.fields)  # which images there are decides sizes
         name = kind if kind in ("real", "given") else f"{model}-{kind}"
         task = _task("pool", f"{name}-{images}" if name != images else name, fields, tuple(parents), model, spec)
         self.pools[key] = task

@@ -113,7 +113,7 @@ def summarize(rows: list[dict], configs: list[RunConfig], failed: dict[str, str]
         "settings": {
             "base": config.model.base,
             "resolution": config.model.resolution,
-            "sampling": config.sampling.model_dump(include={"steps", "guidance"}),
+            "sampling": config.sampling.model_dump(include={"steps", "guidance", "guidance_rescale"}),
             "images": config.evaluation.images,
             "scorers": {name: _scorer(config.scorers[name].model_dump()) for name in METRICS},
         },

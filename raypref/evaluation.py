@@ -98,7 +98,7 @@ def _distances(mine: dict, real: dict | None, features: str | None) -> tuple[dic
 
 
 def _latents(store: Store, path: str, images: int) -> dict[values.Key, np.ndarray]:
-    """Of the images that were not set aside: float16 [C, H, W]."""
+    """Of the images that were not set aside: means of the latent's channels [C, 1, 1]."""
     return {
         (row["prompt_id"], number): _channel_means(row["latents"][number], row["latent_shape"])
         for row in iter_rows(store, path, ["prompt_id", "images", "latents", "latent_shape"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -48,9 +49,7 @@ def load_pipeline(
         )
     pipeline.set_progress_bar_config(disable=True)
     if model.lora and model.lora_mode == "merge":
-        load_lora(pipeline, model.lora, "model.lora")
-        pipeline.fuse_lora()
-        pipeline.unload_lora_weights()
+        _merge_lora(pipeline, model.lora)
     if unet is not None:
         pipeline.unet = UNet2DConditionModel.from_pretrained(unet, dtype=dtype)
     if lora is not None:
@@ -74,13 +73,31 @@ def load_lora(pipeline: Pipeline, source: str | Path, what: str, name: str | Non
         weights = {"weight_name": LORA_FILE}
     if path.is_dir() and "weight_name" in weights and not weights["weight_name"].endswith(".safetensors"):
         raise ValueError(f"{what}={str(source)!r}: {PICKLE}")
+    before = pipeline.get_list_adapters()
     try:
         pipeline.load_lora_weights(str(path), adapter_name=name, use_safetensors=True, **weights)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if pipeline.get_list_adapters() == before:  # Diffusers passes over layers that it does not know
+            raise ValueError("it holds no layer of this model.")
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"{what}={str(source)!r} cannot be loaded into this {type(pipeline).__name__}: {str(error).splitlines()[0]} Give a "
-            f"safetensors file, a folder with {LORA_FILE}, or a hub id."
+            f"safetensors file with Diffusers' or kohya's names, a folder with {LORA_FILE}, or a hub id."
         ) from error
+
+
+def _merge_lora(pipeline: Pipeline, source: str) -> None:
+    # by what names weights were stored, which loading an adapter makes Transformers forget, and saving needs
+    named = {m: m._weight_conversions for m in parts(pipeline).values() if hasattr(m, "_weight_conversions")}
+    load_lora(pipeline, source, "model.lora")
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    for module, names in named.items():
+        module._weight_conversions = names
+
+
+def starting_lora(model: Model) -> dict[str, str]:
+    """Argument of `load_pipeline` for the run's base model: the LoRA that it has beside its weights, if any."""
+    return {"lora": model.lora} if model.lora and model.lora_mode == "continue" else {}
 
 
 def _read(model: Model, dtype: torch.dtype) -> Pipeline:
@@ -99,7 +116,7 @@ def _read(model: Model, dtype: torch.dtype) -> Pipeline:
             use_safetensors=True,
             **({"safety_checker": None} if found == "StableDiffusionPipeline" else {}),
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"model.base={model.base!r} cannot be loaded: {str(error).splitlines()[0]} "
             "Give a hub id or a folder with model_index.json and safetensors weights."
@@ -115,7 +132,7 @@ def _read_file(model: Model, path: str, dtype: torch.dtype) -> Pipeline:
             second = any(key.startswith("conditioner.embedders.1.") for key in file.keys())  # noqa: SIM118
         kind = StableDiffusionXLPipeline if second else StableDiffusionPipeline
         return kind.from_single_file(path, config=model.config, dtype=dtype)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
         raise ValueError(
             f"model.base={model.base!r} cannot be loaded: {str(error).splitlines()[0]} Give a checkpoint of Stable Diffusion "
             "1.x, 2.x or XL, and as model.config the folder or hub id of a pipeline of the same kind."

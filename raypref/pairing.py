@@ -55,6 +55,9 @@ def pair_shard(rule: PairRule, winner: dict, loser: dict, seed: int, same: bool)
             dropped["no loser for the prompt"] = dropped.get("no loser for the prompt", 0) + 1
             continue
         other, l_scores = losers[id]
+        if other["latent_shape"] != w["latent_shape"]:
+            dropped["sizes differ"] = dropped.get("sizes differ", 0) + 1
+            continue
         choices, reason = select(w_scores, l_scores, rule, seed_of(seed, "pairs", id), same)
         if reason:
             dropped[reason] = dropped.get(reason, 0) + 1
@@ -64,10 +67,10 @@ def pair_shard(rule: PairRule, winner: dict, loser: dict, seed: int, same: bool)
             for n, choice in enumerate(choices)
         ]
     sources_of = {role: _counts([row[f"{role}_source"] for row in rows]) for role in ("winner", "loser")}
-    return _shard(rows, {"dropped": dropped, **{f"{role}_sources": found for role, found in sources_of.items()}})
+    return shard_of(rows, {"dropped": dropped, **{f"{role}_sources": found for role, found in sources_of.items()}})
 
 
-def _shard(rows: list[dict], statistics: dict) -> tuple[pa.Table, dict]:
+def shard_of(rows: list[dict], statistics: dict) -> tuple[pa.Table, dict]:
     """Pairs of one size after those of another, which the statistics count in that order: batches are of one size."""
     rows = sorted(rows, key=lambda row: row["latent_shape"])
     sizes = ["x".join(map(str, row["latent_shape"])) for row in rows]
@@ -85,7 +88,7 @@ def given_shard(side: dict, index: pa.Table) -> tuple[pa.Table, dict]:
         for row in side["pool"].to_pylist()
     ]
     counts = {f"{role}_sources": {source: len(rows)} for role in ("winner", "loser")}
-    return _shard(rows, {"dropped": {}, **counts})
+    return shard_of(rows, {"dropped": {}, **counts})
 
 
 def reward_shard(rule: RewardRule, winner: dict, loser: dict) -> tuple[pa.Table, dict]:
@@ -119,7 +122,7 @@ def reward_shard(rule: RewardRule, winner: dict, loser: dict) -> tuple[pa.Table,
             )
             rows.append(pair | {"label": rewards.preference(w_reward, reward, rule.temperature)})
     counts = {f"{role}_sources": {side["source"]: len(rows)} for role, side in (("winner", winner), ("loser", loser))}
-    return _shard(rows, {"dropped": dropped, **counts})
+    return shard_of(rows, {"dropped": dropped, **counts})
 
 
 def _features(side: dict) -> list[tuple[dict, int, np.ndarray, np.ndarray]]:

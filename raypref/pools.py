@@ -78,7 +78,10 @@ def truncation(pipeline, table: pa.Table) -> dict:
     """Statistics of the prompts of a shard that are longer than the text encoders read: how many, and an example."""
     rows = zip(table["prompt_id"].to_pylist(), unread(pipeline, table["prompt"].to_pylist()), strict=True)
     tails = {id: tail for id, tail in rows if tail}
-    return {"truncated": {"prompts": len(tails), "unread": dict(list(tails.items())[:1])}} if tails else {}
+    if not tails:
+        return {}
+    id, tail = next(iter(tails.items()))
+    return {"truncated": {"prompts": len(tails), "example": {"id": id, "unread": tail[:200]}}}
 
 
 def _encoded(pipeline, config: RunConfig, latents: Tensor) -> list[bytes | None]:

@@ -137,10 +137,10 @@ def _truncated(task: Task, pools: Store) -> str:
     cut = read_manifest(pools, task.path)["statistics"].get("truncated")
     if not cut:
         return ""
-    id, tail = next(iter(cut["unread"].items()))
+    example = cut["example"]
     return (
         f"{cut['prompts']} prompts of {task.spec['set']} are longer than the text encoder reads. Their ends have no effect on "
-        f"images, though scorers may read them; that of {id} is '{tail[:200]}'."
+        f"images, though scorers may read them; that of {example['id']} is '{example['unread']}'."
     )
 
 

@@ -138,6 +138,11 @@ class Looks:
             else found[name]
             for name in self.settings.watch
         }
+        for name, values in watched.items():
+            if values.ndim != 1:
+                raise ValueError(
+                    f"validation.watch: {name} gives {values.shape[1]} values an image, not a score; leave it out"
+                )
         measured = {"s_img": s_img, "s_txt": s_txt, **watched}
         return {name: np.where(broken.numpy(), np.nan, values).tolist() for name, values in measured.items()}
 

@@ -32,7 +32,7 @@ def _index(task, store, config):
 
 def _pool(task, store, config):
     path = store.local / task.spec["weights"] if "weights" in task.spec else None
-    weights = {path.name: path} if path else {"lora": config.model.lora} if config.model.lora_mode == "continue" else {}
+    weights = {path.name: path} if path else models.starting_lora(config.model)
     pipeline = models.load_pipeline(config.model, "cpu", **weights)
 
     def make(number):

@@ -88,7 +88,8 @@ def _common(finished: Finished, options: Options) -> dict[str, Any]:
         "title": finished.title,
         "stage": finished.name,
         "config": config,
-        "base": public_name(config.model.base) + _merged(config),
+        "base": public_name(config.model.base),
+        "begun": _begun(config),
         "recipe": recipe.__doc__.strip().splitlines()[0] if recipe else "",
         "data": data_sources(config),
         "license": options.license or "Not stated.",
@@ -96,9 +97,14 @@ def _common(finished: Finished, options: Options) -> dict[str, Any]:
     }
 
 
-def _merged(config: RunConfig) -> str:
-    merged = config.model.lora and config.model.lora_mode == "merge"
-    return f" with the LoRA {public_name(config.model.lora)} merged into its weights" if merged else ""
+def _begun(config: RunConfig) -> str:
+    """What the run made of a LoRA that its base had from the start."""
+    if not config.model.lora:
+        return ""
+    name = public_name(config.model.lora)
+    if config.model.lora_mode == "continue":
+        return f"The training went on from the LoRA `{name}`, whose weights are part of this one."
+    return f"The base model had the LoRA `{name}` merged into its weights; merge it first (`load_lora_weights`, `fuse_lora`)."
 
 
 def data_sources(config: RunConfig) -> dict[str, str]:

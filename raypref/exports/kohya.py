@@ -7,6 +7,7 @@ alpha / rank as PEFT does.
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -57,9 +59,16 @@ def convert(adapters: Adapters, base: Base, dtype: torch.dtype = torch.float32) 
                 raise ValueError(f"{module}: kohya's format has no place for {key}; export it as diffusers or peft")
             name = layer_name(module, match[1], base)
             tensors[f"{name}.lora_{'down' if match[2] == 'A' else 'up'}.weight"] = value.to(dtype).contiguous()
-            alpha = settings.get("alpha_pattern", {}).get(match[1], settings["lora_alpha"])
-            tensors[f"{name}.alpha"] = torch.tensor(float(alpha))
+            tensors[f"{name}.alpha"] = torch.tensor(_alpha(settings, match[1]))
     return tensors
+
+
+def _alpha(settings: dict, layer: str) -> float:
+    """By which kohya's scale, alpha / rank, is PEFT's."""
+    alphas, ranks = settings.get("alpha_pattern", {}), settings.get("rank_pattern", {})
+    alpha = float(alphas.get(get_pattern_key(alphas, layer), settings["lora_alpha"]))
+    rank = ranks.get(get_pattern_key(ranks, layer), settings["r"])
+    return alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha
 
 
 def metadata(adapters: Adapters, base: Base) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Recipes of Stable Diffusion XL: those of Stable Diffusion 1.5 at 1024 px, with LoRAs of both text encoders.
 
+Each image is conditioned on its own original size and crop, winner and loser apart; images are drawn for their own size.
 The papers tune Stable Diffusion 1.5 and their own models, so whatever differs from there is (ours).
 """
 

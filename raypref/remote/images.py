@@ -125,7 +125,7 @@ class Painter:
         with quick_imports():
             import torch
 
-            from raypref.models import load_pipeline
+            from raypref.models import load_pipeline, starting_lora
             from raypref.pools import pool_shard, truncation
 
         torch.set_num_threads(part.threads)
@@ -133,7 +133,7 @@ class Painter:
         self.work, self.store = work, Store(work.store)
         weights = next(iter(work.pools.values())).spec.get("weights")
         with tempfile.TemporaryDirectory() as folder:
-            trained = {"lora": work.config.model.lora} if work.config.model.lora_mode == "continue" else {}
+            trained = starting_lora(work.config.model)
             if weights:
                 Store(work.run).pull(weights, folder)
                 trained = {weights.rpartition("/")[2]: Path(folder)}

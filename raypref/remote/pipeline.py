@@ -130,7 +130,8 @@ def size(todo: list[Task], wave: list[Task], config: RunConfig, pools: Store) ->
         winner, loser = (read_manifest(pools, task.spec[side]["pool"]) for side in ("winner", "loser"))
         if task.spec["rule"]["kind"] == "reward":
             return winner["rows"] * loser["rows"] * (task.spec["loser"]["first"] or 1), "pairs"
-        return winner["rows"] * pairs_a_prompt(task.spec["rule"], images_a_row(winner["fields"])), "pairs"
+        candidates = task.spec["winner"]["first"] or images_a_row(winner["fields"])
+        return winner["rows"] * pairs_a_prompt(task.spec["rule"], candidates), "pairs"
     if task.kind not in ("pool", "score"):
         return (0, "rows") if task.kind == "index" else (1, "models")
     total = 0

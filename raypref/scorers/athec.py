@@ -1,7 +1,7 @@
 """Colour and composition statistics as Athec defines them (Peng 2022, Computational Communication Research 4(1)).
 
 They describe; no direction is better. Edges by Canny and named colours are left out: they need OpenCV and a colour
-dictionary. Sharpness depends on the size of an image, so compare images of one size, as those of a run are.
+dictionary. Sharpness depends on the size of an image, so compare images of one size.
 """
 
 from __future__ import annotations

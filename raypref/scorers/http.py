@@ -45,7 +45,12 @@ class Http:
         self.url, self.timeout_s, self.retries = url, timeout_s, retries
         self.session = requests.Session()
         retry = Retry(
-            retries, backoff_factor=0.5, status_forcelist=BUSY, allowed_methods=["POST"], raise_on_status=False
+            retries,
+            backoff_factor=0.5,
+            status_forcelist=BUSY,
+            allowed_methods=["POST"],
+            raise_on_status=False,
+            respect_retry_after_header=False,  # it may ask for hours
         )
         self.session.mount(f"{parts.scheme}://", HTTPAdapter(max_retries=retry))
         for header, variable in dict(headers_env or {}).items():

@@ -10,7 +10,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from raypref import noising
-from raypref.adapters import read_adapter
+from raypref.adapters import read_adapter, take_adapter
 from raypref.denoiser import BASE, POLICY, REFERENCE, Denoiser
 from raypref.generation import sample
 from raypref.models import LORA_FILE, load_pipeline, token_ids, unread
@@ -160,6 +160,35 @@ def test_a_lora_of_another_model_is_said(tiny, tmp_path):
         load_pipeline(begun(tiny, tmp_path, "merge").model)
 
 
+@pytest.mark.parametrize("mode", ["merge", "continue"])
+def test_a_lora_of_which_no_layer_is_found_is_said(tiny, first, mode):
+    """Diffusers passes over names that it does not know, such as PEFT's own."""
+    config = begun(tiny, first / "peft" / "unet", mode)
+    with pytest.raises(ValueError, match=r"model\.lora='.*unet' cannot be loaded .* no layer of this model"):
+        take_adapter(load_pipeline(config.model), config.model)
+
+
+def test_a_merged_lora_leaves_the_names_of_weights(tiny, first, tmp_path):
+    load_pipeline(begun(tiny, first, "merge").model).text_encoder.save_pretrained(tmp_path)
+    names, expected = (load_file(folder / "model.safetensors").keys() for folder in (tmp_path, tiny / "text_encoder"))
+    assert names == expected
+
+
+def test_the_projection_of_sdxl_is_exported_by_its_name(tmp_path):
+    folder = pipelines.sdxl(tmp_path / "xl")
+    lora = (
+        "stages.text_encoder.lora={text_encoder: null, text_encoder_2: {rank: 2, targets: [q_proj, text_projection]}}"
+    )
+    config = make_config(folder, lora, "stages.text_encoder.start=base")
+    job = make_job(tmp_path, config, "text_encoder")
+    train(job)
+    _, state = read_adapter(tmp_path / job.path / "lora")
+    assert any(name.startswith("text_projection.") for name in state["text_encoder_2"])
+    names = load_file(tmp_path / job.path / "lora" / LORA_FILE).keys()
+    assert "text_encoder_2.text_projection.lora_A.weight" in names
+    assert "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight" in names
+
+
 # schedules
 
 
@@ -223,6 +252,22 @@ def test_a_single_file_is_the_folder_that_it_was_made_from(tmp_path, kind):
     path = pipelines.single_file(folder, tmp_path / "model.safetensors")
     config = make_config(path, f"model.config={folder}")
     torch.testing.assert_close(draw(config), draw(make_config(folder)), atol=1e-5, rtol=1e-5)
+
+
+def test_a_single_file_that_lacks_a_part_is_said(tmp_path):
+    folder = make_pipeline(tmp_path / "sd", "epsilon")
+    path = pipelines.single_file(folder, tmp_path / "model.safetensors")
+    save_file({k: v for k, v in load_file(path).items() if "cond_stage" not in k}, path)
+    with pytest.raises(
+        ValueError, match=r"model\.base='.*' cannot be loaded: .* Give a checkpoint of Stable Diffusion"
+    ):
+        load_pipeline(make_config(path, f"model.config={folder}").model)
+
+
+@pytest.mark.parametrize("field", ["revision", "variant"])
+def test_what_a_single_file_does_not_have_is_said(field):
+    with pytest.raises(ValueError, match=rf"model\.{field}: is of pipelines on the hub"):
+        make_config("model.safetensors", f"model.{field}=x")
 
 
 def test_a_file_that_is_no_safetensors_file_is_refused(tmp_path):

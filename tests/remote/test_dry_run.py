@@ -73,3 +73,10 @@ def test_in_the_middle_of_a_run_it_says_how_far_it_is(dry, finished, tmp_path):
 def test_the_recipes_are_listed(dry):
     lines = dry("--list-recipes")
     assert [line.split()[0] for line in lines] == list(RECIPES)
+
+
+def test_without_stages_there_is_the_base_to_evaluate(dry, tmp_path):
+    lines = dry(
+        "--dry-run", "--run-dir", str(tmp_path / "base"), "--set", "stages=null", "--set", "model.lora=x.safetensors"
+    )
+    assert "0 training steps" in lines[-1] and any("evaluate" in line for line in lines)

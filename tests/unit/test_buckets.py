@@ -13,7 +13,7 @@ from raypref.artifacts import Store
 from raypref.batches import Pairs, micro_batches
 from raypref.curriculum import Task
 from raypref.models import load_pipeline
-from raypref.pairing import _shard
+from raypref.pairing import shard_of
 from raypref.reporting import cautions
 from tests import serial
 from tests.conftest import CAPTIONS, make_config
@@ -129,7 +129,7 @@ def pairs(tmp_path):
             size = dict.fromkeys(("winner_size", "loser_size"), [0] * 6)
             row = {"pair_id": f"{shard}-{i}", "prompt": "p", "loser_prompt": "p", "label": 1.0, "latent_shape": shape}
             found.append(row | latents | size)
-        table, statistics = _shard(found, {})
+        table, statistics = shard_of(found, {})
         artifacts.write_shard(store, "pairs", shard, table, "test", statistics=statistics)
     artifacts.finalize(store, "pairs", "pairs", {}, 3)
     return store
@@ -222,7 +222,7 @@ def test_pairs_of_sizes_too_rare_for_a_batch_are_told(pairs, config):
 
 
 def test_prompts_that_are_cut_short_are_told_once_a_set(pairs):
-    cut = {"truncated": {"prompts": 3, "unread": {"p7": "and so on"}}}
+    cut = {"truncated": {"prompts": 3, "example": {"id": "p7", "unread": "and so on"}}}
     for name in ("a", "b"):
         artifacts.write_shard(pairs, name, 0, artifacts.POOL.empty_table(), "x", statistics=cut)
         artifacts.finalize(pairs, name, "pool", {}, 1)

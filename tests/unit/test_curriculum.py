@@ -260,3 +260,38 @@ def test_real_images_for_evaluation_alone_give_a_frechet_distance():
     tasks = plan(configure("diffusion_dpo_sd15", [{"data": data}]))
     assert [t.name for t in tasks if t.kind == "index"] == ["prompts", "eval_prompts", "eval_real"]
     assert all("real" in t.spec["pools"] for t in tasks if t.kind == "evaluate")
+
+
+def pools_of(config) -> dict[str, str]:
+    return {t.name: t.path for t in plan(config) if t.kind == "pool"}
+
+
+def test_the_description_of_a_single_file_decides_its_images():
+    a, b = (pools_of(configure("mini", None, ["model.base=m.safetensors", f"model.config={name}"])) for name in "ab")
+    assert not set(a.values()) & set(b.values())
+
+
+def test_a_lora_to_begin_with_changes_what_is_drawn_and_not_what_is_encoded():
+    plain, begun = (pools_of(configure("mini", None, change)) for change in ([], ["model.lora=x.safetensors"]))
+    assert {name for name in plain if plain[name] == begun[name]} == {"real", "real-eval_real"}
+    modes = [pools_of(configure("mini", None, ["model.lora=x", f"model.lora_mode={m}"])) for m in ("merge", "continue")]
+    assert modes[0]["base-generated-prompts"] != modes[1]["base-generated-prompts"]
+
+
+def test_buckets_make_captions_be_drawn_in_the_size_of_their_real_image():
+    config = configure("mini", None, ["model.buckets=true"])
+    tasks = {t.name: t for t in plan(config) if t.kind == "pool"}
+    drawn, real = tasks["normal-generated-real"], tasks["real"]
+    assert drawn.spec["real"] == real.path in drawn.parents
+    assert (
+        "real" not in tasks["base-generated-prompts"].spec
+        and "buckets" not in tasks["base-generated-eval_prompts"].fields
+    )
+    assert "buckets" not in tasks["real-eval_real"].fields  # compared with images of other prompts, which are square
+    stricter = pools_of(configure("mini", None, ["model.buckets=true", "data.min_side=99"]))
+    assert stricter["normal-generated-real"] != drawn.path  # which real images there are decides sizes
+    unlike = pools_of(configure("mini"))
+    assert unlike["real"] != real.path and unlike["base-generated-prompts"] == tasks["base-generated-prompts"].path
+    alone = configure("mini", None, ["model.buckets=true", "data.prompts=null", "data.eval_prompts=null"])
+    held_out = {t.name: t for t in plan(alone) if t.kind == "pool"}
+    assert held_out["real-eval_real"].fields["buckets"] and held_out["base-generated-eval_real"].spec["real"]

@@ -298,3 +298,15 @@ def test_base_models_are_told_apart(tiny, tmp_path):
     assert read_base(Model(base=str(tmp_path))).v2
     with pytest.raises(ValueError, match="give --base, where it is now"):
         read_base(Model(base=str(tmp_path / "gone")))
+
+
+def test_alpha_of_layers_with_a_rank_of_their_own():
+    """PEFT's patterns name layers by expressions; a rank-stabilised scale is alpha / sqrt(rank)."""
+    state = {
+        f"{layer}.lora_{side}.weight": torch.ones(2, 2) for layer in ("mid_block.a", "mid_block.b") for side in "AB"
+    }
+    settings = {"r": 4, "lora_alpha": 4, "rank_pattern": {"^mid_block.b": 2}, "alpha_pattern": {"^mid_block.b": 3}}
+    found = convert({"unet": (settings, state)}, Base())
+    assert [found[f"lora_unet_mid_block_{layer}.alpha"].item() for layer in "ab"] == [4, 3]
+    found = convert({"unet": (settings | {"use_rslora": True}, state)}, Base())
+    assert [found[f"lora_unet_mid_block_{layer}.alpha"].item() for layer in "ab"] == pytest.approx([8, 3 * 2**0.5])
