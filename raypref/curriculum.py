@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raypref.artifacts import digest
-from raypref.config import RunConfig, Scorer, prompt_set, start_of
+from raypref.config import RunConfig, Scorer
+from raypref.consistency import prompt_set, start_of
 from raypref.stages import Domain, PairRule, Stage
 
 REFERENCES = ("base", "real", "real", ())  # the pool of real images, which validations compare with

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from raypref.artifacts import Store, read_manifest
-from raypref.config import RunConfig, build, start_of
+from raypref.config import RunConfig, build
+from raypref.consistency import start_of
 from raypref.curriculum import Task, plan
 from raypref.stages import Stage
 

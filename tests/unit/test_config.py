@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from raypref import overlays
-from raypref.config import RunConfig, build, prompt_set, start_of
+from raypref.config import RunConfig, build
+from raypref.consistency import prompt_set, start_of
 from raypref.curriculum import plan
 from raypref.recipes import configure
 from raypref.stages import Stage
