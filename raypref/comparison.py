@@ -7,6 +7,7 @@ the same prompt and number of the other.
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,9 @@ class Model:
 
     @property
     def label(self) -> str:
-        return f"{self.run.uri.partition('?')[0].rstrip('/').rpartition('/')[2]}/{self.name}"
+        own = self.config.model.lora if self.name == "base" else None
+        begun = f" + {own.rpartition('/')[2]}" if own else ""
+        return f"{self.run.uri.partition('?')[0].rstrip('/').rpartition('/')[2]}/{self.name}{begun}"
 
 
 def find(run: Store, pools: Store | None, name: str | None, option: str) -> Model:
@@ -70,7 +73,7 @@ def check(a: Model, b: Model) -> None:
             why = "; ".join(differences(source, its))
             problems.append(f"{words}: {len(mine)} and {len(other)}, {len(mine & other)} of them the same ({why})")
     if problems:
-        lines = "\n  ".join(problems)
+        lines = "\n  ".join(textwrap.shorten(problem, 200, placeholder=" ...") for problem in problems)
         raise ValueError(f"{a.label} and {b.label} were not evaluated alike, so nothing compares:\n  {lines}")
 
 
@@ -113,7 +116,7 @@ def compare(a: Model, b: Model) -> dict:
         wins[name] = {"rate": values.mean(outcomes), "interval": _finite(values.interval(outcomes))}
     changed = differences(*(json.loads(m.config.model_dump_json()) for m in (a, b)))
     return {
-        **{side: {"run": m.run.uri, "model": m.name} for side, m in (("a", a), ("b", b))},
+        **{side: {"run": m.run.uri, "model": m.name, "label": m.label} for side, m in (("a", a), ("b", b))},
         "prompts": read_manifest(a.pools, a.task.spec["pools"]["images"])["rows"],
         "images": a.config.evaluation.images,
         "metrics": rows,

@@ -13,7 +13,7 @@ ARROWS = {1: "↑", -1: "↓", 0: ""}
 
 def render(result: dict, samples: list[dict], kind: str | None) -> str:
     """The page. `samples`: prompts with the images of both; `kind`: of the feature model behind the distances."""
-    a, b = (f"{result[side]['model']} of {result[side]['run']}" for side in ("a", "b"))
+    a, b = (f"{result[side]['label']} ({result[side]['run']})" for side in ("a", "b"))
     notes = [
         f"Images: {result['images']} of each of {result['prompts']} held-out prompts; a pair is of one prompt and number, drawn "
         f"from {'the same' if result['same_noise'] else 'different'} noise. Win rate: share of pairs in which A scores higher, "
@@ -57,7 +57,10 @@ def _row(name: str, row: dict, win: dict | None) -> dict:
     digits = 1 if column.percent else decimals(values)
 
     def text(value: float | None, sign: str = "") -> str:
-        return f"{value * scale:{sign}.{digits}f}".replace("-", "−") if finite(value) else DASH
+        if not finite(value):
+            return DASH
+        shown = f"{value * scale:{sign}.{digits}f}"
+        return (shown if float(shown) else shown.lstrip("+-")).replace("-", "−")
 
     unit = " %" if column.percent else ""
     gap = (row["difference"] or 0) * column.better
@@ -69,7 +72,7 @@ def _row(name: str, row: dict, win: dict | None) -> dict:
         **{key: text(row[key]) + (unit if finite(row[key]) else "") for key in ("a", "b", "real")},
         "difference": text(row["difference"], "+"),
         "interval": " … ".join(text(end, "+") for end in row.get("interval") or ()),
-        "better": "a" if gap > 0 else "b" if gap < 0 else "",
+        "better": "" if text(row["a"]) == text(row["b"]) else "a" if gap > 0 else "b" if gap < 0 else "",
         "rate": 100 * win["rate"] if win else None,
         "rate_interval": " … ".join(f"{100 * end:.1f}" for end in (win or {}).get("interval") or ()),
     }

@@ -41,6 +41,12 @@ def _data_problems(config: RunConfig) -> Iterator[str]:
 
 def _model_problems(config: RunConfig) -> Iterator[str]:
     model = config.model
+    for name in ("base", "lora"):
+        if (getattr(model, name) or "").endswith((".ckpt", ".pt", ".pth", ".bin")):
+            yield (
+                f"model.{name}: {getattr(model, name)!r} is not a .safetensors file, and others (pickles) can run code when they "
+                "are loaded; convert it to safetensors"
+            )
     if not model.base.endswith(".safetensors"):
         if model.config:
             yield f"model.config: is for a base that is a .safetensors file, and model.base is {model.base!r}; remove it"

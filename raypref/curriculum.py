@@ -43,7 +43,8 @@ def plan(config: RunConfig, trained: dict[str, Task] | None = None) -> list[Task
 
     `trained`: train tasks of another plan by model, which a configuration without stages evaluates.
     """
-    return list(_Planner(config, trained or {}).tasks())
+    tasks = list(_Planner(config, trained or {}).tasks())
+    return tasks if config.stages else needed(tasks, "evaluate")
 
 
 def needed(tasks: list[Task], kind: str) -> list[Task]:
@@ -176,7 +177,8 @@ class _Planner:
         }
         if kind == "generated":
             # the base's held-out images come in twos at least, to make held-out pairs
-            least = max(self.config.evaluation.images, 1 + (model == "base")) if images == self.eval_prompts else 1
+            twos = model == "base" and bool(self.config.stages or self.trained)
+            least = max(self.config.evaluation.images, 1 + twos) if images == self.eval_prompts else 1
             spec["count"] = max(self.counts.get(key, 1), least)
             fields["count"] = spec["count"]
         if kind == "given":

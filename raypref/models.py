@@ -61,11 +61,23 @@ def load_pipeline(
     return pipeline.to(device)
 
 
+def _check_path(field: str, name: str) -> None:
+    """Raises ValueError for what is meant as a local path and is not there, which the hub would be asked for."""
+    if name.startswith(("/", ".", "~")) and not Path(name).expanduser().exists():
+        raise ValueError(f"{field}={name!r}: there is no such file or folder on this machine")
+
+
+def _said(error: Exception) -> str:
+    """The first line of an error, as a sentence."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".") + "."
+
+
 def load_lora(pipeline: Pipeline, source: str | Path, what: str, name: str | None = None) -> None:
     """Put a LoRA (Diffusers' or kohya's names) into a pipeline, as the adapter `name`.
 
     Raises ValueError, calling it `what`, when it is not there, no safetensors file, or not of this model.
     """
+    _check_path(what, str(source))
     path, weights = Path(source), {}
     if path.is_file():
         path, weights = path.parent, {"weight_name": path.name}
@@ -80,7 +92,7 @@ def load_lora(pipeline: Pipeline, source: str | Path, what: str, name: str | Non
             raise ValueError("it holds no layer of this model.")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"{what}={str(source)!r} cannot be loaded into this {type(pipeline).__name__}: {str(error).splitlines()[0]} Give a "
+            f"{what}={str(source)!r} cannot be loaded into this {type(pipeline).__name__}: {_said(error)} Give a "
             f"safetensors file with Diffusers' or kohya's names, a folder with {LORA_FILE}, or a hub id."
         ) from error
 
@@ -102,6 +114,7 @@ def starting_lora(model: Model) -> dict[str, str]:
 
 def _read(model: Model, dtype: torch.dtype) -> Pipeline:
     name = locate(model.base)
+    _check_path("model.base", name)
     if Path(name).is_file():
         return _read_file(model, name, dtype)
     try:
@@ -118,7 +131,7 @@ def _read(model: Model, dtype: torch.dtype) -> Pipeline:
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
-            f"model.base={model.base!r} cannot be loaded: {str(error).splitlines()[0]} "
+            f"model.base={model.base!r} cannot be loaded: {_said(error)} "
             "Give a hub id or a folder with model_index.json and safetensors weights."
         ) from error
 
@@ -134,7 +147,7 @@ def _read_file(model: Model, path: str, dtype: torch.dtype) -> Pipeline:
         return kind.from_single_file(path, config=model.config, dtype=dtype)
     except (OSError, ValueError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
         raise ValueError(
-            f"model.base={model.base!r} cannot be loaded: {str(error).splitlines()[0]} Give a checkpoint of Stable Diffusion "
+            f"model.base={model.base!r} cannot be loaded: {_said(error)} Give a checkpoint of Stable Diffusion "
             "1.x, 2.x or XL, and as model.config the folder or hub id of a pipeline of the same kind."
         ) from error
 

@@ -107,7 +107,7 @@ def _tables(finished: Finished, told: Told) -> Iterator[pa.Table]:
             rows = []
             for pair in batch.to_pylist():
                 rows.append(row_of(pair, told.rows, of_prompt[pair["loser_prompt"]]))
-                _count(told, pair, rows[-1])
+                count(told, pair, rows[-1])
             if rows:
                 yield pa.Table.from_pylist(rows, SCHEMA)
 
@@ -137,13 +137,15 @@ def row_of(pair: dict, number: int, of_prompt: int) -> dict:
     return row
 
 
-def _count(told: Told, pair: dict, row: dict) -> None:
+def count(told: Told, pair: dict, row: dict) -> None:
     told.rows += 1
     told.soft += row["label_0"] not in (0, 1)
     told.first += row["label_0"] > row["label_1"]
-    told.sources[pair["winner_source"], pair["loser_source"]] += 1
+    # by the label: where it is a probability, the loser of a pair may be the preferred one
+    better, other = ("winner", "loser") if pair["label"] >= 0.5 else ("loser", "winner")
+    told.sources[pair[f"{better}_source"], pair[f"{other}_source"]] += 1
     if pair["winner_score"] is not None and pair["loser_score"] is not None:
-        told.gaps.append(pair["winner_score"] - pair["loser_score"])
+        told.gaps.append(pair[f"{better}_score"] - pair[f"{other}_score"])
 
 
 def histogram(gaps: array, bins: int = 10, width: int = 40) -> str:

@@ -39,8 +39,9 @@ def compare_job(arguments: Namespace) -> None:
         other, pools, arguments.against_model or (None if arguments.against else "base"), "--against-model"
     )
     if (a.run, a.name) == (b.run, b.name):
-        raise ValueError(f"{a.label} would be compared with itself; give --model, --against-model or --against")
-    against = b.name if b.run == a.run else b.label.replace("/", "-")
+        options = "--model, --against-model or --against" if a.config.stages else "--against"
+        raise ValueError(f"{a.label} would be compared with itself; give {options}")
+    against = b.name if b.run == a.run else b.label.replace("/", "-").replace(" ", "")
     out = Store(cli.location(arguments.out) if arguments.out else run.join(f"comparisons/{a.name}-against-{against}"))
     if arguments.dry_run:
         comparison.check(a, b)

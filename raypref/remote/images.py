@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from functools import cache
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -130,14 +130,20 @@ class Painter:
 
         torch.set_num_threads(part.threads)
         self.make, self.truncation = pool_shard, truncation
+        self.load, self.starting = partial(load_pipeline, device=part.device), starting_lora
         self.work, self.store = work, Store(work.store)
-        weights = next(iter(work.pools.values())).spec.get("weights")
+
+    @cached_property
+    def pipeline(self):
+        """Loaded with the first shard: what cannot be loaded is an error of the stream, not of an actor that Ray starts anew."""
+        model = self.work.config.model
+        weights = next(iter(self.work.pools.values())).spec.get("weights")
         with tempfile.TemporaryDirectory() as folder:
-            trained = starting_lora(work.config.model)
+            trained = self.starting(model)
             if weights:
-                Store(work.run).pull(weights, folder)
+                Store(self.work.run).pull(weights, folder)
                 trained = {weights.rpartition("/")[2]: Path(folder)}
-            self.pipeline = load_pipeline(work.config.model, part.device, **trained)
+            return self.load(model, **trained)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([self._shard(row) for row in batch.to_pylist()], SUMMARY)

@@ -142,7 +142,7 @@ def size(todo: list[Task], wave: list[Task], config: RunConfig, pools: Store) ->
         done = finished_shards(pools, task.path, digest(task.fields))
         rows = sum(file["rows"] for shard, file in enumerate(source["files"]) if shard not in done)
         total += rows * images_a_row(fields)
-    return total, "images"
+    return total, "images" if all(task.kind == "pool" for task in todo) else "images and scores"
 
 
 def _version(package: str) -> str | None:

@@ -22,7 +22,12 @@ def find(name: str) -> str:
     repository, _, file = rest.partition("/")
     if owner in ("", ".", "..", "~") or not file:
         raise ValueError(f"weights {name!r}: there is no such file; give a local file, or owner/name/file of the hub")
-    return hf_hub_download(f"{owner}/{repository}", file)
+    try:
+        return hf_hub_download(f"{owner}/{repository}", file)
+    except (OSError, ValueError) as error:  # what huggingface_hub raises is one of these
+        raise ValueError(
+            f"weights {name!r}: cannot be fetched from the hub ({str(error).splitlines()[0]}); give a local file as args.weights"
+        ) from error
 
 
 def read(name: str) -> dict[str, Any]:

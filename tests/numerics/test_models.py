@@ -138,10 +138,10 @@ def test_a_whole_unet_trained_on_a_merged_lora_is_drawn_with_the_merged_text_enc
         (
             "lora.bin",
             b"x",
-            r"model\.lora='.*lora\.bin': is not a \.safetensors file, and others \(pickles\) can run code",
+            r"model\.lora: '.*lora\.bin' is not a \.safetensors file, and others \(pickles\) can run code",
         ),
         ("lora.safetensors", b"x", r"model\.lora='.*' cannot be loaded into this StableDiffusionPipeline: "),
-        (None, None, r"model\.lora='.*' cannot be loaded into this StableDiffusionPipeline: "),
+        (None, None, r"model\.lora='.*nowhere': there is no such file or folder on this machine"),
     ],
 )
 def test_a_lora_that_cannot_be_read_is_said(tiny, tmp_path, name, content, expected):
@@ -279,7 +279,7 @@ def test_a_file_that_is_no_safetensors_file_is_refused(tmp_path):
 
     path.write_bytes(pickle.dumps(Bad()))
     with pytest.raises(
-        ValueError, match=r"model\.base='.*model\.ckpt': is not a \.safetensors file, and others \(pickles\)"
+        ValueError, match=r"model\.base: '.*model\.ckpt' is not a \.safetensors file, and others \(pickles\)"
     ):
         load_pipeline(make_config(path).model)
     path.rename(tmp_path / "model.safetensors")

@@ -273,7 +273,10 @@ def test_the_job_leaves_page_and_figures_and_needs_no_ray(folders, tmp_path):
     assert f"page: {folder}/comparison.html" in lines
     assert {path.name for path in folder.iterdir()} == {"comparison.html", "comparison.json"}
     result = json.loads((folder / "comparison.json").read_text())
-    assert (result["a"], result["b"]["run"]) == ({"run": str(run), "model": "easy"}, str(folders / "two"))
+    assert (result["a"], result["b"]["run"]) == (
+        {"run": str(run), "model": "easy", "label": "one/easy"},
+        str(folders / "two"),
+    )
 
 
 def test_without_another_run_the_base_model_is_the_other_side(folders, tmp_path, monkeypatch, capsys):

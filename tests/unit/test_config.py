@@ -271,7 +271,8 @@ def test_no_stages_evaluate_the_base_and_an_adapter_from_elsewhere():
     config = configure("mini", None, ["stages=null", "model.lora=adapter.safetensors"])
     assert config.stages == {}
     base, plain = ({t.kind for t in plan(c)} for c in (config, configure("mini", None, ["stages=null"])))
-    assert base == plain == {"index", "pool", "score", "pairs", "evaluate"}
+    assert base == plain == {"index", "pool", "score", "evaluate"}
+    assert {t.name for t in plan(config) if t.kind == "index"} == {"eval_prompts", "eval_real"}  # nothing to train on
     paths = [
         {t.path for t in plan(c) if t.kind == "evaluate"} for c in (config, configure("mini", None, ["stages=null"]))
     ]

@@ -13,7 +13,7 @@ from PIL import Image
 from raypref.artifacts import iter_rows
 from raypref.curriculum import plan
 from raypref.exports import Options, export, pairs
-from raypref.exports.pairs import SCHEMA, histogram, row_of, write_parquet
+from raypref.exports.pairs import SCHEMA, Told, count, histogram, row_of, write_parquet
 from tests.runs import config_of, write_pairs, write_run
 
 
@@ -146,3 +146,21 @@ def test_pairs_that_are_not_made(tiny, tmp_path):
     run = write_run(tmp_path / "run", config_of(tiny), ())
     with pytest.raises(ValueError, match=r"no stage is finished; its stages: easy \(not paired\), hard \(not paired\)"):
         export(run, ["pairs"], tmp_path / "out")
+
+
+def test_the_card_counts_by_the_label_not_by_the_place():
+    """RPO's labels are probabilities: where one is below .5, the image that stands as the loser is the preferred one."""
+    pair = {
+        "pair_id": "a",
+        "loser_prompt": "p",
+        "winner": b"w",
+        "loser": b"l",
+        "winner_source": "real",
+        "loser_source": "drawn",
+    }
+    told = Told()
+    for label, winner, loser in ((0.9, 2.0, 1.0), (0.2, 1.0, 3.0)):
+        row = pair | {"label": label, "winner_score": winner, "loser_score": loser}
+        count(told, row, row_of(row, 0, 1))
+    assert dict(told.sources) == {("real", "drawn"): 1, ("drawn", "real"): 1}
+    assert list(told.gaps) == [1.0, 2.0] and told.soft == 2
