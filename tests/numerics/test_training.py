@@ -380,7 +380,7 @@ def test_no_pairs_to_train_on_is_said(tmp_path, tiny):
     [
         (NOWHERE, r"lora\.unet\.targets=\['nowhere'\]: no such layers in UNet2DConditionModel"),
         ("model.resolution=17", "model.resolution=17 is not a multiple of the VAE's factor 2"),
-        ("model.base=/no/such/folder", "model.base='/no/such/folder' cannot be loaded"),
+        ("model.base=/no/such/folder", "model.base='/no/such/folder': there is no such file or folder on this machine"),
     ],
 )
 def test_impossible_models_are_said(run, tiny, assignment, message):

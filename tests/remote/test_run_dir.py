@@ -82,7 +82,7 @@ def test_a_model_that_is_not_there_is_one_message(job, tmp_path):
     status, err = job("--run-dir", str(tmp_path / "run"), "--set", f"model.base={tmp_path}/nowhere")
     assert status == 1
     message = one_message(err)
-    assert message.startswith(f"error: model.base='{tmp_path}/nowhere' cannot be loaded") and "Give a hub id" in message
+    assert message == f"error: model.base='{tmp_path}/nowhere': there is no such file or folder on this machine"
 
 
 def test_a_damaged_config_is_named(job, tmp_path):
