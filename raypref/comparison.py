@@ -14,10 +14,12 @@ import numpy as np
 
 from raypref import rewards, values
 from raypref.artifacts import Store, differences, iter_rows, read_manifest
-from raypref.config import RunConfig, build
-from raypref.curriculum import Task, plan
+from raypref.config import RunConfig
+from raypref.curriculum import plan
 from raypref.evaluation import evaluate, preference_metric
 from raypref.overlays import names
+from raypref.rundir import read_config
+from raypref.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,7 @@ def find(run: Store, pools: Store | None, name: str | None, option: str) -> Mode
 
     Raises ValueError when there is no run or no such model, or when something of its evaluation is not stored.
     """
-    if not run.exists("config.json"):
-        subjects = [f" {run.join(f'subjects/{s}')}" for s in run.names("subjects")[:1]]
-        hint = f"; it holds runs of several subjects: name one, such as{subjects[0]}" if subjects else ""
-        raise ValueError(f"{run.uri}: holds no run (config.json){hint}")
-    config = build(run.read_json("config.json"))
+    config = read_config(run)
     tasks = {task.model: task for task in plan(config) if task.kind == "evaluate"}
     name = name or list(tasks)[-1]
     if name not in tasks:

@@ -7,35 +7,16 @@ a changed setting makes new artifacts beside the old ones, and equal settings fi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from raypref.artifacts import digest
 from raypref.config import RunConfig, Scorer
 from raypref.consistency import prompt_set, start_of
 from raypref.stages import Domain, PairRule, Stage
+from raypref.tasks import Task, make_task, needed
 
 REFERENCES = ("base", "real", "real", ())  # the pool of real images, which validations compare with
 COLORS = "color_statistics"  # always measured on evaluation images, beside the configured scorers
-KINDS = ("index", "pool", "score", "pairs", "train", "evaluate")
-
-
-@dataclass(frozen=True)
-class Task:
-    """One unit of the plan. It makes the artifact at `path` from the artifacts at `parents`."""
-
-    kind: str  # of KINDS
-    name: str
-    path: str  # relative to the pool store (index, pool, score) or to the run directory
-    fields: dict  # what decides the content, hashes of parents included
-    parents: tuple[str, ...] = ()
-    model: str | None = None  # 'base' or a stage: whose weights it needs or makes
-    spec: dict[str, Any] = field(default_factory=dict)  # what the task does with them
-
-    @property
-    def shared(self) -> bool:
-        """Whether it lives in the pool store, which several runs may share."""
-        return self.kind in ("index", "pool", "score")
 
 
 def plan(config: RunConfig, trained: dict[str, Task] | None = None) -> list[Task]:
@@ -45,15 +26,6 @@ def plan(config: RunConfig, trained: dict[str, Task] | None = None) -> list[Task
     """
     tasks = list(_Planner(config, trained or {}).tasks())
     return tasks if config.stages else needed(tasks, "evaluate")
-
-
-def needed(tasks: list[Task], kind: str) -> list[Task]:
-    """The tasks of a kind and those whose artifacts they need, in the plan's order."""
-    paths: set[str] = set()
-    for task in reversed(tasks):
-        if task.kind == kind or task.path in paths:
-            paths |= {task.path, *task.parents}
-    return [task for task in tasks if task.path in paths]
 
 
 class _Planner:
@@ -109,7 +81,7 @@ class _Planner:
         fields = {"source": source.model_dump(mode="json"), "part": part, "limit": limit, "shard_size": data.shard_size}
         if part != "all":
             fields |= {"holdout": data.holdout, "seed": self.config.seed}
-        self.indexes[name] = _task("index", name, fields, spec={"set": name})
+        self.indexes[name] = make_task("index", name, fields, spec={"set": name})
         return self.indexes[name]
 
     @property
@@ -204,7 +176,7 @@ class _Planner:
             if kind == "generated":
                 fields["real"] = digest(real.fields)  # which images there are decides sizes
         name = kind if kind in ("real", "given") else f"{model}-{kind}"
-        task = _task("pool", f"{name}-{images}" if name != images else name, fields, tuple(parents), model, spec)
+        task = make_task("pool", f"{name}-{images}" if name != images else name, fields, tuple(parents), model, spec)
         self.pools[key] = task
         return task
 
@@ -213,7 +185,7 @@ class _Planner:
         token = {"token": self.config.data.token} if self.config.data.token else {}  # never shown to a scorer
         settings = scorer.model_dump(mode="json", include={"kind", "args"}) | token
         fields = {"pool": digest(pool.fields), "scorer": settings}
-        task = _task(
+        task = make_task(
             "score",
             f"{pool.path.removeprefix('pools/')}/{name}",
             fields,
@@ -265,7 +237,7 @@ class _Planner:
     def _pairs_task(self, name: str, sides: dict, rule: dict, same: bool, parents: tuple[str, ...]) -> Task:
         """`same`: winners and losers are picked from one pool, so that no image may meet itself."""
         fields = {"sides": sides, "rule": rule, "same": same, "seed": self.config.seed}
-        return _task("pairs", name, fields, parents, None, {**sides, **fields})
+        return make_task("pairs", name, fields, parents, None, {**sides, **fields})
 
     def _train(self, number: int, name: str, stage: Stage, pairs: Task, held_out: Task) -> Task:
         start = start_of(self.config, name)
@@ -281,7 +253,7 @@ class _Planner:
         }
         parents = (pairs.path, held_out.path, *([self.trained[start].path] if start != "base" else []))
         parents += tuple(task.path for task in validation.values())
-        task = _task(
+        task = make_task(
             "train",
             f"{number}-{name}",
             fields,
@@ -339,48 +311,4 @@ class _Planner:
             "scorers": {n: s.model_dump(include={"kind", "args"}) for n, s in self._evaluation_scorers().items()},
         }
         parents = [path for paths in scores.values() for path in paths.values()]
-        return _task("evaluate", f"{number}-{model}", fields, tuple(dict.fromkeys(parents)), model, spec)
-
-
-_FOLDERS = {
-    "index": "sources",
-    "pool": "pools",
-    "score": "scores",
-    "pairs": "pairs",
-    "train": "train",
-    "evaluate": "eval",
-}
-
-
-def _task(
-    kind: str,
-    name: str,
-    fields: dict,
-    parents: tuple[str, ...] = (),
-    model: str | None = None,
-    spec: dict | None = None,
-) -> Task:
-    return Task(kind, name, f"{_FOLDERS[kind]}/{name}-{digest(fields)[:8]}", fields, parents, model, spec or {})
-
-
-def images_a_row(fields: dict) -> int:
-    """Images a prompt of a pool, from its task's fields."""
-    return fields.get("count") or len(fields.get("strengths", [0]))
-
-
-def waves(tasks: list[Task]) -> Iterator[list[Task]]:
-    """Tasks in groups that run as one: pools of one model with their scores stream through the same actors."""
-    group: list[Task] = []
-    for task in tasks:
-        images = task.kind in ("pool", "score")
-        inside = {t.path for t in group}
-        needs = inside.intersection(task.parents) if task.kind == "pool" else set()
-        if group and not (images and task.model == group[0].model and not needs):
-            yield group
-            group = []
-        if images:
-            group.append(task)
-        else:
-            yield [task]
-    if group:
-        yield group
+        return make_task("evaluate", f"{number}-{model}", fields, tuple(dict.fromkeys(parents)), model, spec)

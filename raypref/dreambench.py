@@ -10,8 +10,9 @@ import numpy as np
 
 from raypref.artifacts import Store, read_manifest
 from raypref.config import Evaluation, RunConfig
-from raypref.curriculum import Task, needed, plan
+from raypref.curriculum import plan
 from raypref.overlays import leaves
+from raypref.tasks import Task, needed
 
 SUBJECTS, PROMPTS = 30, 25
 METRICS = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T"}  # higher is better, 1 at most

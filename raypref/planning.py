@@ -5,9 +5,10 @@ from __future__ import annotations
 from raypref.artifacts import Store, digest, finished_shards, read_manifest
 from raypref.checkpoints import complete
 from raypref.config import RunConfig
-from raypref.curriculum import Task, images_a_row, plan
+from raypref.curriculum import plan
 from raypref.listing import count_rows
 from raypref.rundir import check
+from raypref.tasks import Task, images_a_row
 
 
 def show(config: RunConfig, run: Store, pools: Store) -> str:

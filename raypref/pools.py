@@ -148,16 +148,17 @@ def _prepare(config: RunConfig, sizes: list[tuple[int, int]], blobs: list[bytes 
     """Images of one row, in the size that is nearest to the first that can be read."""
     found, size = [], None
     for blob in blobs:
+        if isinstance(blob, Exception):
+            found.append(blob)
+            continue
         try:
-            if isinstance(blob, Exception):
-                raise blob
             image = images.decode(blob, config.data.max_pixels, config.data.min_side)
             size = size or generation.nearest_size(sizes, image.height, image.width)
             array, crop = images.fit(image, size)
             found.append((array, [*crop, *size]))
         except MemoryError:
             found.append(images.BadImage("too_large", "image does not fit into memory"))
-        except Exception as error:  # of `fetch` or `decode`, which say what is wrong
+        except images.BadImage as error:
             found.append(error)
     return found
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from raypref.artifacts import Store, iter_rows, read_manifest
 from raypref.config import RunConfig
-from raypref.curriculum import Task
 from raypref.images import MAX_PIXELS, decode, encode, grid
 from raypref.report import render
+from raypref.tasks import Task
 
 EXAMPLES = 4  # pairs and rejected rows shown of each
 

@@ -6,7 +6,7 @@ import json
 import re
 
 from raypref.artifacts import Store, differences
-from raypref.config import RunConfig
+from raypref.config import RunConfig, build
 
 # Fields that a run may change when it goes on: how it runs, not what it makes.
 FREE = (
@@ -67,3 +67,12 @@ def claim(config: RunConfig, run: Store) -> None:
     """Write config.json of a new run directory; check that of an old one. Raises ValueError as `check`."""
     if check(config, run):
         run.write_json("config.json", json.loads(config.model_dump_json()))
+
+
+def read_config(run: Store) -> RunConfig:
+    """What a run directory's run is. Raises ValueError where it holds none, naming the runs of subjects below it."""
+    if not run.exists("config.json"):
+        subjects = [run.join(f"subjects/{name}") for name in run.names("subjects")]
+        hint = f"; it holds runs of subjects: name one of {', '.join(subjects[:3])}" if subjects else ""
+        raise ValueError(f"{run.uri}: holds no run (config.json){hint}")
+    return build(run.read_json("config.json"))

@@ -15,11 +15,12 @@ import yaml
 from raypref import pareto, sweep_page
 from raypref.artifacts import Store, read_manifest
 from raypref.config import RunConfig
-from raypref.curriculum import Task, plan
+from raypref.curriculum import plan
 from raypref.looks import by_lambda, read_looks
 from raypref.overlays import assignment, merge
 from raypref.report import COLUMNS
 from raypref.sweep import Sweep, assignments, watching
+from raypref.tasks import Task
 
 NOTHING = {"finished": False, "seconds": 0, "curve": [], "points": [], "values": {}, "held_out": {}}
 

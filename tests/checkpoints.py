@@ -13,18 +13,25 @@ SIDE = 24  # pixels
 SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-def clip(folder: Path) -> str:
-    """CLIPModel with a processor: PickScore is one."""
-    from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+def words() -> tuple:
+    """The miniature's tokenizer, and what a CLIPTextConfig says of it."""
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(locate("mini:pipeline") + "/tokenizer")
-    text = {
+    return tokenizer, {
         "vocab_size": len(tokenizer),
         "max_position_embeddings": tokenizer.model_max_length,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+
+
+def clip(folder: Path) -> str:
+    """CLIPModel with a processor: PickScore is one."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+    tokenizer, text = words()
     torch.manual_seed(0)
     vision = {"image_size": SIDE, "patch_size": 8}
     config = CLIPConfig(text_config=SIZE | text, vision_config=SIZE | vision, projection_dim=8)

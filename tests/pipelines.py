@@ -7,26 +7,19 @@ from pathlib import Path
 import torch
 
 from raypref.mini import locate
-from tests.checkpoints import SIZE
+from tests.checkpoints import SIZE, words
 
 
 def sdxl(folder: Path) -> Path:
     """A 16 px Stable Diffusion XL: two text encoders of different width, pooled embeddings and sizes as conditions."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     from tests.conftest import fill
 
-    tokenizer = AutoTokenizer.from_pretrained(locate("mini:pipeline") + "/tokenizer")
-    second = AutoTokenizer.from_pretrained(locate("mini:pipeline") + "/tokenizer")
+    tokenizer, text = words()
+    second, _ = words()
     second.pad_token = second.convert_ids_to_tokens(5)  # another one than the first tokenizer's, as SDXL's "!" is
-    text = {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": tokenizer.model_max_length,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
     wide = {**SIZE, **text, "hidden_size": 24, "projection_dim": 12}
     vae = AutoencoderKL(
         block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,

@@ -8,7 +8,8 @@ from pathlib import Path
 from raypref import evaluation, listing, models, pairing, pools, scorers, scoring
 from raypref.artifacts import Store, digest, finalize, read_manifest, shard_name, write_manifest, write_shard
 from raypref.config import RunConfig
-from raypref.curriculum import Task, plan
+from raypref.curriculum import plan
+from raypref.tasks import Task
 from raypref.trainer import train_stage
 from raypref.workers import Alone, Job, TorchEngine
 

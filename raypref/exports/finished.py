@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from raypref.artifacts import Store, read_manifest
-from raypref.config import RunConfig, build
+from raypref.config import RunConfig
 from raypref.consistency import start_of
-from raypref.curriculum import Task, plan
+from raypref.curriculum import plan
+from raypref.rundir import read_config
 from raypref.stages import Stage
+from raypref.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def find(run: Store, name: str | None, kind: Literal["train", "pairs"], base: st
 
     `base`: where the base model is now. Raises ValueError that lists the stages that there are.
     """
-    config = _read_config(run)
+    config = read_config(run)
     tasks = {task.model: task for task in plan(config) if task.kind == "train"}
     paths = {stage: task.path if kind == "train" else task.spec["pairs"] for stage, task in tasks.items()}
     done = [stage for stage, path in paths.items() if read_manifest(run, path) is not None]
@@ -78,11 +80,3 @@ def find(run: Store, name: str | None, kind: Literal["train", "pairs"], base: st
     if base is not None:
         config = config.model_copy(update={"model": config.model.model_copy(update={"base": base})})
     return Finished(run, config, chosen, task)
-
-
-def _read_config(run: Store) -> RunConfig:
-    if not run.exists("config.json"):
-        subjects = [f"{run.join('subjects')}/{name}" for name in run.names("subjects")]
-        hint = f"; the runs of its subjects are {', '.join(subjects[:3])}" if subjects else ""
-        raise ValueError(f"--run-dir {run.uri}: holds no run (config.json){hint}")
-    return build(run.read_json("config.json"))

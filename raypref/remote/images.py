@@ -19,9 +19,9 @@ import ray
 
 from raypref.artifacts import Store, digest, finalize, finished_shards, read_manifest, shard_name, write_shard
 from raypref.config import RunConfig
-from raypref.curriculum import Task, images_a_row
 from raypref.remote.cluster import Share, quick_imports, share, wait_for
 from raypref.remote.tables import Report, check_share
+from raypref.tasks import Task, images_a_row
 
 SUMMARY = pa.schema(
     [

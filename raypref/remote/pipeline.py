@@ -13,13 +13,14 @@ import ray
 from raypref import __version__, reporting
 from raypref.artifacts import Store, digest, finished_shards, read_manifest, write_manifest
 from raypref.config import RunConfig
-from raypref.curriculum import Task, images_a_row, plan, waves
+from raypref.curriculum import plan
 from raypref.progress import Progress
 from raypref.remote import cluster, tables
 from raypref.remote.images import build_images
 from raypref.remote.train import train
 from raypref.rundir import claim
 from raypref.selection import pairs_a_prompt
+from raypref.tasks import Task, images_a_row, waves
 
 PACKAGES = ("ray", "torch", "deepspeed", "diffusers", "transformers", "peft", "open_clip_torch", "pyarrow")
 

@@ -17,11 +17,12 @@ from ray.tune.schedulers import ASHAScheduler
 
 from raypref import cli
 from raypref.artifacts import Store
-from raypref.curriculum import Task, plan
+from raypref.curriculum import plan
 from raypref.progress import Progress
 from raypref.remote import cluster, pipeline
 from raypref.sweep import Sweep, rungs, watching
 from raypref.sweep_results import NOTHING, outcome, summarize
+from raypref.tasks import Task
 
 RETRIES = 1  # of a failed trial, which goes on from its newest checkpoint
 EXPERIMENT = "tune"  # Tune's own state, below the sweep's folder

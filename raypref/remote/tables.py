@@ -11,7 +11,7 @@ import ray
 from raypref import listing, pairing
 from raypref.artifacts import Store, digest, finalize, finished_shards, write_shard
 from raypref.config import RunConfig
-from raypref.curriculum import Task
+from raypref.tasks import Task
 
 Report = Callable[[int], None]  # how many more are made
 

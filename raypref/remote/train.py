@@ -15,9 +15,9 @@ from ray.train import FailureConfig, ScalingConfig
 
 from raypref.artifacts import Store, write_manifest
 from raypref.config import RunConfig
-from raypref.curriculum import Task
 from raypref.journal import read_parts
 from raypref.remote.cluster import quick_imports, share, wait_for
+from raypref.tasks import Task
 
 FAILURE = "failure.json"
 

@@ -23,10 +23,11 @@ from safetensors import safe_open
 
 from raypref.artifacts import Store, read_manifest
 from raypref.config import RunConfig
-from raypref.curriculum import Task, plan, waves
+from raypref.curriculum import plan
 from raypref.mini import renderer
 from raypref.recipes import configure
 from raypref.rundir import claim
+from raypref.tasks import Task, waves
 
 REPO = Path(__file__).parents[2]
 SCORERS = "tests.remote.scorers"

@@ -11,10 +11,10 @@ from PIL import Image
 from raypref import artifacts, generation, images, pools, scorers, scoring
 from raypref.artifacts import Store
 from raypref.batches import Pairs, micro_batches
-from raypref.curriculum import Task
 from raypref.models import load_pipeline
 from raypref.pairing import shard_of
 from raypref.reporting import cautions
+from raypref.tasks import Task
 from tests import serial
 from tests.conftest import CAPTIONS, make_config
 

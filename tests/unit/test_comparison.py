@@ -119,7 +119,7 @@ def test_a_folder_without_a_run_is_refused(folders, tmp_path):
     with pytest.raises(ValueError, match=r"holds no run \(config\.json\)$"):
         comparison.find(Store(str(tmp_path)), None, None, "")
     shutil.copytree(folders / "one", tmp_path / "subjects/dog")
-    with pytest.raises(ValueError, match=r"several subjects: name one, such as \S+/subjects/dog$"):
+    with pytest.raises(ValueError, match=r"runs of subjects: name one of \S+/subjects/dog$"):
         comparison.find(Store(str(tmp_path)), None, None, "")
 
 

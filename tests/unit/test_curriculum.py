@@ -5,8 +5,9 @@ import json
 import pytest
 
 from raypref.artifacts import digest
-from raypref.curriculum import KINDS, images_a_row, plan, waves
+from raypref.curriculum import plan
 from raypref.recipes import RECIPES, configure
+from raypref.tasks import KINDS, images_a_row, waves
 from tests.conftest import configured
 
 

@@ -11,10 +11,11 @@ from raypref import cli, images, losses, pairing, planning, pools, reporting
 from raypref.artifacts import INDEX, PAIRS, POOL, Store, iter_rows, read_manifest
 from raypref.batches import COLUMNS, Pairs, make_batch
 from raypref.config import build
-from raypref.curriculum import images_a_row, plan
+from raypref.curriculum import plan
 from raypref.models import load_pipeline
 from raypref.recipes import configure
 from raypref.stages import PairRule
+from raypref.tasks import images_a_row
 from tests import serial
 from tests.conftest import CAPTIONS, make_config
 from tests.unit.test_config import problems
